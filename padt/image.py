@@ -1,0 +1,131 @@
+"""Images on their way in: opening, upright orientation, and the grid of patches that the model will see."""
+
+import io
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from padt.errors import ImageError, UserError
+
+VIT_PATCH = 14
+PATCH = 28
+DEFAULT_MIN_PIXELS = 3136
+DEFAULT_MAX_PIXELS = 12_845_056
+DEFAULT_PIXEL_BUDGET = 100_000_000
+
+ImageSource = bytes | str | os.PathLike | Image.Image
+
+
+@dataclass(frozen=True)
+class ResizePolicy:
+    """How an upright image is resized before it is cut into patches (Qwen2.5-VL's ``smart_resize``).
+
+    Attributes:
+        factor: both sides of the resized image are multiples of this (pixels); one patch is ``factor`` x ``factor``.
+        min_pixels: smallest area of the resized image.
+        max_pixels: largest area of the resized image.
+    """
+
+    factor: int = PATCH
+    min_pixels: int = DEFAULT_MIN_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.factor != PATCH:
+            raise UserError(f"factor {self.factor} is not supported: Qwen2.5-VL's patches are {PATCH}x{PATCH} pixels.")
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise UserError(
+                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} are not a range: "
+                "give 0 < min_pixels <= max_pixels."
+            )
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels after resizing.
+
+        Raises:
+            ImageError: the sides differ by more than a factor of 200.
+        """
+        try:
+            return self._smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels)
+        except ValueError as error:
+            raise ImageError(
+                "image_aspect_ratio",
+                f"An image of {width}x{height} pixels is too long and thin: crop it so that its sides differ by at most "
+                "a factor of 200.",
+            ) from error
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches, ``(grid_h, grid_w)``, of an upright image of ``height`` x ``width`` pixels."""
+        resized_height, resized_width = self.size(height, width)
+        return resized_height // self.factor, resized_width // self.factor
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain values, as the manifest of a data set stores them."""
+        return asdict(self)
+
+    @cached_property
+    def _smart_resize(self):
+        # Imported late: it pulls in transformers' image stack, and data pipelines only need the rule.
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        return smart_resize
+
+
+def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Image.Image:
+    """Decode an image, turn it upright after its EXIF orientation, and convert it to RGB.
+
+    Transparent areas become white; 16-bit greyscale is scaled to 8 bits; of an animation the first frame is taken.
+
+    Args:
+        source: encoded bytes, a local path, or an image already decoded.
+        pixel_budget: refuse larger images before their pixels are decoded.
+
+    Raises:
+        ImageError: the file is missing, unreadable or truncated, or larger than the budget.
+    """
+    name = str(source) if isinstance(source, str | os.PathLike) else "the image"
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source)
+    try:
+        handle = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else Path(source).open("rb")
+    except OSError as error:
+        raise ImageError("image_missing", f"{name} cannot be opened ({error.strerror}): check the path.") from error
+    with handle, warnings.catch_warnings():
+        # Pillow's own bomb warning is replaced by the explicit budget below.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(handle) as image:
+                width, height = image.size
+                if width * height > pixel_budget:
+                    raise ImageError(
+                        "image_too_large",
+                        f"{name} has {width}x{height} pixels, more than the budget of {pixel_budget:,}: scale it down.",
+                    )
+                return _upright_rgb(image)
+        except Image.DecompressionBombError as error:
+            raise ImageError("image_too_large", f"{name} is too large ({error}): scale it down.") from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+            raise ImageError(
+                "image_unreadable", f"{name} is not a readable image ({error}): check that the file is whole."
+            ) from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float32)
+        scale = 65535.0 if values.max(initial=0.0) > 255 else 255.0
+        image = Image.fromarray((values.clip(0, scale) / scale * 255).round().astype(np.uint8), "L")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image)
+    return image.convert("RGB")
