@@ -1,0 +1,1 @@
+"""The built-in data set: drawn shapes, the sentences about them, a small tokenizer and a small model configuration."""
