@@ -1,0 +1,153 @@
+"""COCO run-length masks, without painting more than is asked for.
+
+A mask of ``height`` x ``width`` pixels is read column by column (column-major) as runs of background, object,
+background, and so on; the first run is always background and may be 0 long. ``counts`` holds the runs either as a list
+or in COCO's compressed text: each run, from the fourth on as its difference to the run two places before, is cut into
+groups of five bits, lowest first, with a sixth bit that says whether more groups follow, and 48 is added to make it a
+printable letter.
+(Source: the COCO API's mask format; bit for bit the same as ``pycocotools.mask``.)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from padt.errors import UserError
+
+RLE = Mapping[str, Any]
+
+
+class RLEError(UserError):
+    """A run-length mask that cannot be read."""
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """Run-length mask ``{"size": [height, width], "counts": str}`` of a boolean mask ``(height, width)``."""
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise RLEError(f"A mask has the shape (height, width), not {mask.shape}: give one mask at a time.")
+    height, width = mask.shape
+    flat = np.ascontiguousarray(mask.T, dtype=bool).reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lead = [0, 0] if flat.size and flat[0] else [0]
+    return from_runs(np.diff(np.concatenate([lead, edges, [flat.size]])), height, width)
+
+
+def decode(rle: RLE) -> np.ndarray:
+    """Boolean mask ``(height, width)`` of a run-length mask.
+
+    Raises:
+        RLEError: the runs are damaged or do not fill the size.
+    """
+    height, width = size(rle)
+    lengths = runs(rle)
+    flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def area(rle: RLE) -> int:
+    """Number of pixels of the object.
+
+    Raises:
+        RLEError: the runs are damaged or do not fill the size.
+    """
+    return int(runs(rle)[1::2].sum())
+
+
+def runs(rle: RLE) -> np.ndarray:
+    """Run lengths in pixels ``(n,)`` int64, starting with background, whatever form ``counts`` has.
+
+    Raises:
+        RLEError: the runs are damaged or do not fill the size.
+    """
+    height, width = size(rle)
+    counts = rle.get("counts")
+    if isinstance(counts, str | bytes | bytearray | memoryview):
+        lengths = _runs_of_text(counts)
+    elif isinstance(counts, Sequence | np.ndarray):
+        lengths = _runs_of_list(counts)
+    else:
+        raise RLEError(f"A mask's 'counts' is {type(counts).__name__}: give COCO's compressed text or a list of runs.")
+    if lengths.size and lengths.min() < 0:
+        raise RLEError(f"A mask has a run of {lengths.min()} pixels: its 'counts' are damaged.")
+    if lengths.sum() != height * width:
+        raise RLEError(
+            f"A mask's runs cover {lengths.sum()} pixels but its size is {height}x{width} (height x width): "
+            "its 'counts' or 'size' are damaged."
+        )
+    return lengths
+
+
+def from_runs(lengths: np.ndarray | Sequence[int], height: int, width: int) -> dict[str, Any]:
+    """Run-length mask with compressed ``counts`` from run lengths in pixels, starting with background."""
+    return {"size": [int(height), int(width)], "counts": _text_of_runs(np.asarray(lengths, dtype=np.int64))}
+
+
+def size(rle: RLE) -> tuple[int, int]:
+    """Height and width of a run-length mask in pixels.
+
+    Raises:
+        RLEError: ``size`` is missing or is not two whole numbers.
+    """
+    try:
+        height, width = (int(side) for side in rle["size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RLEError("A mask's 'size' must be [height, width] in pixels.") from error
+    if height < 0 or width < 0:
+        raise RLEError(f"A mask's size {height}x{width} is negative: give [height, width] in pixels.")
+    return height, width
+
+
+def _runs_of_list(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    try:
+        values = np.asarray(counts, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise RLEError("A mask's list of runs holds something that is not a number.") from error
+    if not np.isfinite(values).all() or (values != np.floor(values)).any():
+        raise RLEError("A mask's list of runs holds something that is not a whole number.")
+    return values.astype(np.int64)
+
+
+def _runs_of_text(counts: str | bytes | bytearray | memoryview) -> np.ndarray:
+    try:
+        raw = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+    except UnicodeEncodeError as error:
+        raise RLEError("A mask's 'counts' has letters that COCO's compressed text does not use.") from error
+    letters = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    if letters.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if letters.min() < 0 or letters.max() > 63:
+        raise RLEError("A mask's 'counts' has letters that COCO's compressed text does not use.")
+    last = (letters & 32) == 0
+    if not last[-1]:
+        raise RLEError("A mask's 'counts' is cut off.")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(letters.size) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 11:
+        raise RLEError("A mask's 'counts' holds a number that is too large: it is damaged.")
+    values = np.add.reduceat((letters & 31) << (5 * place), starts)
+    negative = (letters[ends] & 16) != 0
+    values -= np.where(negative, np.int64(1) << (5 * (place[ends] + 1)), 0)
+    # From the fourth on, every number is a difference to the run two places before.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def _text_of_runs(lengths: np.ndarray) -> str:
+    values = lengths.copy()
+    values[3:] -= lengths[1:-2]
+    columns, kept = [], []
+    live = np.ones(values.shape, dtype=bool)
+    while live.any():
+        group = values & 31
+        values = values >> 5
+        more = np.where((group & 16) != 0, values != -1, values != 0)
+        columns.append(group + np.where(more, 32, 0) + 48)
+        kept.append(live)
+        live = live & more
+    if not columns:
+        return ""
+    return np.stack(columns, axis=1)[np.stack(kept, axis=1)].astype(np.uint8).tobytes().decode("ascii")
