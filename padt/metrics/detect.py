@@ -1,0 +1,247 @@
+"""Detection: official COCO average precision on the full ground truth, and the released protocol beside it.
+
+The official numbers take every annotation of the data set: crowd regions are ignored in matching, areas are the
+annotated ones, boxes are unrounded, at most 100 detections an image count. Detections of an image without ground truth
+count as false positives, and an image without an answer stays in the set.
+
+The released protocol (PaDT's ``eval_coco.py``) drops ground truth that the model can hardly find: objects without a
+foreground patch, classes with more than 50 objects in an image, images with a side over 1288 pixels; and it rounds boxes.
+Its AP is higher and not comparable with official COCO AP.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from padt.errors import UserError
+from padt.metrics.overlap import RLE, Box, compressed
+from padt.metrics.records import ObjectLike, Scores, check_ids
+
+MAX_DETECTIONS = 100
+RELEASED_MAX_SIDE = 1288
+RELEASED_MAX_PER_CLASS = 50
+Protocol = Literal["official", "released"]
+
+# The twelve figures of COCO's summary, in its order.
+_SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+_SUMMARY += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+
+
+@dataclass(frozen=True)
+class TrueObject:
+    """One annotation.
+
+    Attributes:
+        category_id: original category id.
+        box: ``xyxy`` in absolute pixels.
+        area: annotated area in pixels (of the mask, where there is one).
+        iscrowd: a region of many; ignored in matching.
+        mask: run-length mask, or None.
+        has_patch: the object covers at least one foreground patch (the released protocol drops the others).
+    """
+
+    category_id: int
+    box: Box
+    area: float
+    iscrowd: bool = False
+    mask: RLE | None = None
+    has_patch: bool = True
+
+
+@dataclass(frozen=True)
+class TrueImage:
+    """One image of the set with all its annotations. ``image_id`` is the source's number; sides are in pixels."""
+
+    id: str
+    image_id: int
+    height: int
+    width: int
+    objects: tuple[TrueObject, ...]
+
+
+@dataclass
+class Detections:
+    """COCO results made from answers.
+
+    Attributes:
+        results: entries ``{image_id, category_id, bbox (xywh), score, segmentation}``, best first within an image.
+        unknown_labels: labels that no category bears, with their number.
+        dropped: detections beyond ``MAX_DETECTIONS`` of an image.
+    """
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    unknown_labels: Counter[str] = field(default_factory=Counter)
+    dropped: int = 0
+
+
+def category_ids(categories: Iterable[tuple[int, str]]) -> dict[str, int]:
+    """Category id by folded name.
+
+    Raises:
+        UserError: two categories have the same name apart from case and outer spaces.
+    """
+    ids: dict[str, int] = {}
+    for number, name in categories:
+        folded = fold(name)
+        if folded in ids and ids[folded] != number:
+            raise UserError(
+                f"Categories {ids[folded]} and {number} are both named {name!r}: answers name classes in words, so give "
+                "each category its own name."
+            )
+        ids[folded] = int(number)
+    return ids
+
+
+def fold(label: str) -> str:
+    """A class name as it is compared: without case, outer spaces and doubled spaces."""
+    return " ".join(label.casefold().split())
+
+
+def coco_results(
+    images: Sequence[TrueImage], answers: Mapping[str, Sequence[ObjectLike]], categories: Iterable[tuple[int, str]]
+) -> Detections:
+    """Turn answers into COCO's results list: original ids, float ``xywh`` in pixels, run-length masks with str counts."""
+    ids = category_ids(categories)
+    detections = Detections()
+    for image in sorted(images, key=lambda image: image.image_id):
+        known = []
+        for found in answers.get(image.id, ()):
+            if fold(found.label) in ids:
+                known.append(found)
+            else:
+                detections.unknown_labels[found.label] += 1
+        # A stable sort: equal scores stay in the order of the answer.
+        known.sort(key=lambda found: -found.score)
+        detections.dropped += len(known[MAX_DETECTIONS:])
+        for found in known[:MAX_DETECTIONS]:
+            entry: dict[str, Any] = {
+                "image_id": image.image_id,
+                "category_id": ids[fold(found.label)],
+                "bbox": _xywh(found.box),
+                "score": float(found.score),
+            }
+            if found.mask is not None:
+                code = compressed(found.mask)
+                entry["segmentation"] = {"size": code["size"], "counts": code["counts"].decode("ascii")}
+            detections.results.append(entry)
+    return detections
+
+
+def score_detect(
+    images: Sequence[TrueImage],
+    answers: Mapping[str, Sequence[ObjectLike]],
+    categories: Sequence[tuple[int, str]],
+    masks: bool = True,
+    protocol: Protocol = "official",
+) -> tuple[Scores, Detections]:
+    """Average precision and recall of a set of images.
+
+    Args:
+        images: every image of the set; each is counted once, answered or not.
+        answers: predicted objects by sample id.
+        categories: ``(id, name)`` of the data set.
+        masks: score masks too, where every annotation has one; False for predictions made without masks.
+        protocol: ``official`` COCO, or ``released`` (metric names then begin with ``released_``).
+
+    Returns:
+        Scores with ``bbox_*`` and ``segm_*``: ``AP`` (IoU 0.5 to 0.95), ``AP50``, ``AP75``, ``AP_small|medium|large``,
+        ``AR_1|10|100``, ``AR_small|medium|large``; and the results list they were computed from.
+
+    Raises:
+        ValueError: sample ids or image numbers are not unique, or an answer belongs to no image.
+        UserError: faster-coco-eval is not installed, or category names collide.
+    """
+    check_ids([image.id for image in images], answers)
+    if len({image.image_id for image in images}) != len(images):
+        raise ValueError("Image numbers must be unique within one evaluation.")
+    kept = [filtered for image in images if (filtered := _released(image))] if protocol == "released" else list(images)
+    detections = coco_results(kept, answers, categories)
+    truth = _ground_truth(kept, categories)
+    counts = {
+        "images": len(kept),
+        "objects": sum(not true.iscrowd for image in kept for true in image.objects),
+        "crowd_regions": sum(true.iscrowd for image in kept for true in image.objects),
+        "detections": len(detections.results),
+        "detections_beyond_100": detections.dropped,
+        "unknown_labels": sum(detections.unknown_labels.values()),
+    }
+    prefix = "released_" if protocol == "released" else ""
+    results = (
+        [{**entry, "bbox": _rounded(entry["bbox"])} for entry in detections.results] if prefix else detections.results
+    )
+    metrics = _average_precision(truth, results, "bbox", prefix)
+    everywhere = all(true.mask is not None for image in kept for true in image.objects)
+    if masks and everywhere and counts["objects"]:
+        # Official mask results carry no box: COCO would otherwise take a detection's area from it.
+        outlined = [{k: v for k, v in entry.items() if k != "bbox"} for entry in results if "segmentation" in entry]
+        metrics |= _average_precision(truth, outlined, "segm", prefix)
+    return Scores(metrics, counts), detections
+
+
+def _ground_truth(images: Sequence[TrueImage], categories: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    annotations: list[dict[str, Any]] = []
+    for image in images:
+        for true in image.objects:
+            # Numbered from 1: COCO's matching takes annotation id 0 for "unmatched".
+            entry: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": image.image_id,
+                "category_id": int(true.category_id),
+                "bbox": _xywh(true.box),
+                "area": float(true.area),
+                "iscrowd": int(true.iscrowd),
+            }
+            if true.mask is not None:
+                entry["segmentation"] = compressed(true.mask)
+            annotations.append(entry)
+    return {
+        "info": {},
+        "images": [{"id": image.image_id, "height": image.height, "width": image.width} for image in images],
+        "annotations": annotations,
+        "categories": [{"id": int(number), "name": name} for number, name in categories],
+    }
+
+
+def _average_precision(
+    truth: dict[str, Any], results: list[dict[str, Any]], kind: str, prefix: str
+) -> dict[str, float]:
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError as error:
+        raise UserError("COCO AP needs faster-coco-eval: install it with `pip install 'padt[eval]'`.") from error
+    # Both sides are copied: the evaluator writes its own fields into what it is given.
+    ground = COCO({**truth, "annotations": [dict(entry) for entry in truth["annotations"]]})
+    found = ground.loadRes([dict(entry) for entry in results])
+    evaluator = COCOeval_faster(ground, found, kind)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    stats = [float(value) for value in evaluator.stats[: len(_SUMMARY)]]
+    # COCO writes -1 where a size class has no ground truth.
+    return {f"{prefix}{kind}_{name}": value for name, value in zip(_SUMMARY, stats, strict=True) if value >= 0}
+
+
+def _released(image: TrueImage) -> TrueImage | None:
+    if max(image.height, image.width) > RELEASED_MAX_SIDE:
+        return None
+    reachable = [true for true in image.objects if true.has_patch]
+    numbers = Counter(true.category_id for true in reachable)
+    kept = tuple(
+        TrueObject(true.category_id, _xyxy(_rounded(_xywh(true.box))), true.area, true.iscrowd, true.mask)
+        for true in reachable
+        if numbers[true.category_id] <= RELEASED_MAX_PER_CLASS
+    )
+    return TrueImage(image.id, image.image_id, image.height, image.width, kept)
+
+
+def _xywh(box: Box) -> list[float]:
+    return [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])]
+
+
+def _xyxy(box: Sequence[float]) -> tuple[float, float, float, float]:
+    return box[0], box[1], box[0] + box[2], box[1] + box[3]
+
+
+def _rounded(box: Sequence[float]) -> list[float]:
+    return [float(round(value)) for value in box]
