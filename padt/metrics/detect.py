@@ -5,8 +5,8 @@ annotated ones, boxes are unrounded, at most 100 detections an image count. Dete
 count as false positives, and an image without an answer stays in the set.
 
 The released protocol (PaDT's ``eval_coco.py``) drops ground truth that the model can hardly find: objects without a
-foreground patch, classes with more than 50 objects in an image, images with a side over 1288 pixels; and it rounds boxes.
-Its AP is higher and not comparable with official COCO AP.
+foreground patch, classes with more than 50 objects in an image, images with a side over 1288 pixels; and it rounds
+boxes. Its AP is higher and not comparable with official COCO AP.
 """
 
 from collections import Counter
@@ -24,8 +24,10 @@ RELEASED_MAX_PER_CLASS = 50
 Protocol = Literal["official", "released"]
 
 # The twelve figures of COCO's summary, in its order.
-_SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-_SUMMARY += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+_SUMMARY = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def category_ids(categories: Iterable[tuple[int, str]]) -> dict[str, int]:
         folded = fold(name)
         if folded in ids and ids[folded] != number:
             raise UserError(
-                f"Categories {ids[folded]} and {number} are both named {name!r}: answers name classes in words, so give "
-                "each category its own name."
+                f"Categories {ids[folded]} and {number} are both named {name!r}: answers name classes in words, so "
+                "give each category its own name."
             )
         ids[folded] = int(number)
     return ids
@@ -101,7 +103,7 @@ def fold(label: str) -> str:
 def coco_results(
     images: Sequence[TrueImage], answers: Mapping[str, Sequence[ObjectLike]], categories: Iterable[tuple[int, str]]
 ) -> Detections:
-    """Turn answers into COCO's results list: original ids, float ``xywh`` in pixels, run-length masks with str counts."""
+    """Turn answers into COCO's results list: original ids, float ``xywh`` pixels, run-length masks with str counts."""
     ids = category_ids(categories)
     detections = Detections()
     for image in sorted(images, key=lambda image: image.image_id):

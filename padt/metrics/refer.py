@@ -163,9 +163,9 @@ def score_refer_released(
 ) -> Scores:
     """The released scorer's protocol, for comparison with the paper's tables; flattering, so never the headline.
 
-    Boxes become integer ``xywh``; a prediction counts for (image, label) when its label repeats the sentence exactly; the
-    best IoU over all predictions of that pair is taken, for box and mask apart. Where a sentence occurs twice in an image
-    the last target wins and the pair is counted once. Sentences without target are left out (RefCOCO has none).
+    Boxes become integer ``xywh``; a prediction counts for (image, label) when its label repeats the sentence exactly;
+    the best IoU over all predictions of that pair is taken, for box and mask apart. Where a sentence occurs twice in an
+    image the last target wins and the pair is counted once. Sentences without target are left out (RefCOCO has none).
 
     Returns:
         ``released_precision_at_0.5`` and ``released_mask_mIoU`` (printed as cIoU by the released script).

@@ -44,7 +44,7 @@ def test_greedy_matching_takes_the_best_pair_first_and_each_side_once():
 def test_mask_overlap_takes_every_form_of_counts():
     first, second = rectangle(0, 0, 10, 10), rectangle(5, 0, 15, 10)
     as_bytes = {**first, "counts": first["counts"].encode()}
-    as_runs = {"size": [20, 30], "counts": [0, *([10, 10] * 10), 400]}
+    as_runs = {"size": [20, 30], "counts": [0, *([10, 10] * 9), 10, 410]}
     for mask in (first, as_bytes, as_runs):
         assert mask_overlap([mask], [second]) == (50, 150)
     assert mask_overlap([], [second]) == (0, 100)
