@@ -1,0 +1,119 @@
+"""Losses of PaDT: robust cross-entropy over text and VRTs, boxes, masks and scores of the decoded objects.
+
+Formulas follow the released training (equations of the paper; constants as in the released code). Sums over objects
+are divided by the number of objects of the batch, so that a batch without objects gives zeros.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+OBJECT_EPSILON = 1e-4
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Which losses are computed, and how; weights multiply the parts in the total.
+
+    Attributes:
+        robust: leave an object's other foreground patches out of the softmax at its VRTs (robust cross-entropy).
+        box, mask, score: compute these parts.
+        token_weight, box_weight, mask_weight, score_weight: weights in the total (paper: all 1).
+        box_targets: ``float32``, or ``bfloat16`` to round ground-truth boxes as the released training did.
+        chunk_rows: positions for which the vocabulary's logits are held at a time.
+    """
+
+    robust: bool = True
+    box: bool = True
+    mask: bool = True
+    score: bool = True
+    token_weight: float = 1.0
+    box_weight: float = 1.0
+    mask_weight: float = 1.0
+    score_weight: float = 1.0
+    box_targets: Literal["float32", "bfloat16"] = "float32"
+    chunk_rows: int = 512
+
+
+def token_loss(nll: Tensor, valid: Tensor) -> Tensor:
+    """Mean over samples of the mean over their supervised tokens; both ``(batch, rows)``."""
+    counts = valid.sum(dim=1)
+    return (nll.sum(dim=1) / (counts + OBJECT_EPSILON)).mean()
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """``(..., 4)`` centre and size -> corners."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """``(..., 4)`` corners -> centre and size."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def box_iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU of paired boxes, ``(objects, 4)`` xyxy each -> two of ``(objects,)``."""
+    area_first = (first[:, 2:] - first[:, :2]).clamp(min=0).prod(-1)
+    area_second = (second[:, 2:] - second[:, :2]).clamp(min=0).prod(-1)
+    overlap = (torch.minimum(first[:, 2:], second[:, 2:]) - torch.maximum(first[:, :2], second[:, :2])).clamp(min=0)
+    intersection = overlap.prod(-1)
+    union = area_first + area_second - intersection
+    hull = (torch.maximum(first[:, 2:], second[:, 2:]) - torch.minimum(first[:, :2], second[:, :2])).clamp(min=0)
+    hull_area = hull.prod(-1)
+    tiny = torch.finfo(first.dtype).eps
+    iou = intersection / union.clamp(min=tiny)
+    return iou, iou - (hull_area - union) / hull_area.clamp(min=tiny)
+
+
+def box_losses(predicted: Tensor, target_xyxy: Tensor) -> dict[str, Tensor]:
+    """Box regression: ``1 - mean GIoU`` plus mean L1 on cxcywh.
+
+    Args:
+        predicted: ``(objects, 4)`` cxcywh normalised.
+        target_xyxy: ``(objects, 4)`` xyxy normalised.
+
+    Returns:
+        ``giou_loss``, ``l1_loss``, their sum ``box``, the per-object ``giou`` and the mean ``iou``.
+    """
+    count = len(predicted) + OBJECT_EPSILON
+    iou, giou = box_iou(cxcywh_to_xyxy(predicted), target_xyxy)
+    giou_loss = 1 - giou.sum() / count
+    l1_loss = (predicted - xyxy_to_cxcywh(target_xyxy)).abs().sum() / count
+    return {"box": giou_loss + l1_loss, "giou_loss": giou_loss, "l1_loss": l1_loss, "giou": giou, "iou": iou}
+
+
+def score_loss(logits: Tensor, giou: Tensor) -> Tensor:
+    """Squared error between ``2 sigmoid(logit) - 1`` and the box's GIoU (detached); ``(objects,)`` both."""
+    quality = 2 * logits.sigmoid() - 1
+    return (quality - giou.detach()).square().sum() / (len(logits) + OBJECT_EPSILON)
+
+
+def mask_losses(logits: list[Tensor], targets: list[Tensor | None]) -> dict[str, Tensor]:
+    """Dice plus focal loss over the objects that have a mask.
+
+    Args:
+        logits: ``(H, W)`` of each object.
+        targets: bool ``(H, W)`` of each object, or None.
+
+    Returns:
+        ``mask`` = ``dice`` + ``focal``; zeros where no object has a mask.
+    """
+    pairs = [(rows, target) for rows, target in zip(logits, targets, strict=True) if target is not None]
+    zero = sum((rows.sum() * 0.0 for rows in logits), torch.zeros((), device=logits[0].device))
+    dice, focal = zero, zero
+    for rows, target in pairs:
+        probability, truth = rows.float().sigmoid(), target.float()
+        overlap = (probability * truth).sum()
+        dice = dice + 1 - (2 * overlap + 1) / (probability.sum() + truth.sum() + 1)
+        cross_entropy = F.binary_cross_entropy_with_logits(rows.float(), truth, reduction="none")
+        miss = 1 - (probability * truth + (1 - probability) * (1 - truth))
+        alpha = FOCAL_ALPHA * truth + (1 - FOCAL_ALPHA) * (1 - truth)
+        focal = focal + (alpha * cross_entropy * miss**FOCAL_GAMMA).sum() / (rows.numel() + 1e-5)
+    count = max(1, len(pairs))
+    return {"mask": (dice + focal) / count, "dice": dice / count, "focal": focal / count}

@@ -1,0 +1,378 @@
+"""PaDT for conditional generation: Qwen2.5-VL whose vocabulary includes the patches of the image at hand."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, Qwen2_5_VLForConditionalGeneration
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+from padt.batch import Batch
+from padt.config import PaDTConfig, VLDecoderConfig
+from padt.errors import UserError
+from padt.losses import LossSettings, box_losses, mask_losses, score_loss, token_loss
+from padt.model.decoder import ObjectDecoder
+from padt.model.head import DynamicVocabularyHead
+from padt.model.vision import ImageFeatures, encode_images, normalize_pixels, order_features, pad_images
+
+
+@dataclass
+class PaDTOutput(ModelOutput):
+    """Output of a forward pass.
+
+    Attributes:
+        logits: ``(batch, positions, V + max_patches)``; None in training.
+        past_key_values: cache.
+        last_hidden_state: ``(batch, positions, d)`` final states, after the last norm.
+        prototypes: ``(batch, max_patches, d)`` vectors of each sample's VRTs.
+        prototype_mask: ``(batch, max_patches)``.
+        total: training: the loss to differentiate.
+        parts: training: detached scalars ``token``, ``box``, ``mask``, ``score``, ``giou_loss``, ``l1_loss``,
+            ``dice``, ``focal``, ``iou``, ``giou``.
+    """
+
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    last_hidden_state: Tensor | None = None
+    prototypes: Tensor | None = None
+    prototype_mask: Tensor | None = None
+    total: Tensor | None = None
+    parts: dict[str, Tensor] | None = None
+
+
+@dataclass
+class StateRecorder:
+    """Collects the final states of generated tokens: pass one to ``generate(recorder=...)``.
+
+    Attributes:
+        steps: one ``(batch * beams, d)`` tensor per step: the state that predicted the step's token.
+    """
+
+    steps: list[Tensor] = field(default_factory=list)
+
+    def states(self, beam_indices: Tensor | None = None) -> Tensor:
+        """``(batch, new_tokens, d)``: the state that predicted each generated token.
+
+        Args:
+            beam_indices: ``beam_indices`` of a beam search's output, ``(batch, new_tokens)``.
+        """
+        stacked = torch.stack(self.steps, dim=1)
+        if beam_indices is None:
+            return stacked
+        steps = beam_indices.shape[1]
+        rows = beam_indices.clamp(min=0).to(stacked.device)
+        return stacked[rows, torch.arange(steps, device=stacked.device)]
+
+
+class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
+    """Reads images and text, writes text with Visual Reference Tokens, and decodes these into objects.
+
+    Token ids below ``V`` (the embedding rows) are text; ``V + k`` is the VRT of patch ``k`` of the sample's own images,
+    in raster order. One model instance holds no state of a request.
+    """
+
+    config: PaDTConfig
+    config_class = PaDTConfig
+    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "ObjectDecoder"]
+
+    def __init__(self, config: PaDTConfig) -> None:
+        super().__init__(config)
+        width, rank = config.text_config.hidden_size, config.prototype_rank
+        self.lm_head = DynamicVocabularyHead(width, config.text_config.vocab_size, bias=False)
+        self.vis_norm = nn.LayerNorm(width)
+        self.vis_proj = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False))
+        self.vl_decoder = ObjectDecoder(config.vl_decoder, config.feature_order)
+        self.processor: Any = None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is getattr(self, "vis_norm", None):
+            # Prototypes start at zero: a fresh model writes plain Qwen2.5-VL's answers.
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ObjectDecoder):
+            _init_decoder(module)
+
+    # ------------------------------------------------------------------ images, prototypes, embeddings
+
+    def image_features(self, pixel_values: Tensor, grid_thw: Tensor) -> ImageFeatures:
+        """Run the vision tower once: ``(vit_patches, 1176)`` and ``(images, 3)`` -> features in the model's order."""
+        return encode_images(self.model.visual, pixel_values, grid_thw, self.config.feature_order)
+
+    def ordered_features(self, encoded: BaseModelOutputWithPooling, grid_thw: Tensor) -> ImageFeatures:
+        """Image features from an output of the vision tower, as ``generate`` carries it."""
+        merged = encoded.pooler_output
+        merged = merged if isinstance(merged, Tensor) else torch.cat(list(merged))
+        return order_features(
+            self.model.visual, encoded.last_hidden_state, merged, grid_thw, self.config.feature_order
+        )
+
+    def prototypes_of(self, merged: Tensor) -> Tensor:
+        """f_vp: merged features ``(patches, d)`` -> prototypes ``(patches, d)`` (paper, section 3.2)."""
+        if not self.config.use_visual_prototype_projection:
+            return merged
+        normed = self.vis_norm(merged)
+        return normed + self.vis_proj(normed)
+
+    def embed(self, input_ids: Tensor, merged: Tensor | None, prototypes: Tensor | None) -> Tensor:
+        """Input embeddings: text rows, merged features at image placeholders, prototypes at VRTs.
+
+        Args:
+            input_ids: ``(batch, positions)``.
+            merged: ``(patches, d)`` features for the placeholders of ``input_ids`` in order; None if there are none.
+            prototypes: ``(batch, max_patches, d)``; None if there are no images.
+
+        Raises:
+            UserError: a VRT without an image, or beyond the sample's patches.
+        """
+        offset = self.config.vrt_offset
+        is_vrt = input_ids >= offset
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_vrt, 0))
+        if prototypes is not None:
+            patch = (input_ids - offset).clamp(min=0, max=prototypes.shape[1] - 1)
+            rows = prototypes.gather(1, patch[..., None].expand(-1, -1, prototypes.shape[-1]))
+            embeddings = torch.where(is_vrt[..., None], rows.to(embeddings.dtype), embeddings)
+        if merged is not None:
+            placeholder = (input_ids == self.config.image_token_id)[..., None]
+            embeddings = embeddings.masked_scatter(placeholder.expand_as(embeddings), merged.to(embeddings.dtype))
+        return embeddings
+
+    # ------------------------------------------------------------------ forward: prefill, step, training
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        prototypes: Tensor | None = None,
+        prototype_mask: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        recorder: StateRecorder | None = None,
+        batch: Batch | None = None,
+        loss: LossSettings | None = None,
+        prototypes_to_decoder: bool = False,
+        **kwargs,
+    ) -> PaDTOutput:
+        """One pass of the model: a prompt (with images), a decoding step (with a cache), or a training batch.
+
+        Args:
+            input_ids: ``(batch, positions)`` text ids and VRTs.
+            attention_mask: ``(batch, positions)``.
+            position_ids: ``(3 or 4, batch, positions)``; computed from the grids when absent.
+            past_key_values: cache of the positions before.
+            inputs_embeds: ``(batch, positions, d)`` in place of ``input_ids``.
+            use_cache: return a cache.
+            pixel_values: ``(vit_patches, 1176)`` of all images.
+            image_grid_thw: ``(images, 3)``.
+            mm_token_type_ids: ``(batch, positions)``, 1 at image placeholders.
+            mm_encoder_outputs: ``{"image": output of the vision tower}`` in place of ``pixel_values``.
+            prototypes: ``(batch, max_patches, d)`` of an earlier pass: makes this a step.
+            prototype_mask: ``(batch, max_patches)``.
+            logits_to_keep: positions from the end (or indices) for which logits are computed; 0 = all.
+            recorder: collects the state of the last position.
+            batch: training: everything at once; returns ``total`` and ``parts``.
+            loss: training: which losses.
+            prototypes_to_decoder: training: the decoder gets the prototypes of the VRTs in place of states (warm-up).
+            **kwargs: passed to the language model.
+        """
+        if batch is not None:
+            return self._training_forward(batch, loss or LossSettings(), prototypes_to_decoder)
+        merged = None
+        if prototypes is None and input_ids is not None:
+            merged = self._merged(pixel_values, image_grid_thw, mm_encoder_outputs)
+            if merged is not None:
+                counts = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
+                _check_placeholders(counts, len(merged))
+                prototypes, prototype_mask = pad_images(self.prototypes_of(merged), counts)
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("Give input_ids or inputs_embeds.")
+            inputs_embeds = self.embed(input_ids, merged, prototypes)
+        if position_ids is None and image_grid_thw is not None and mm_token_type_ids is not None:
+            position_ids, _ = self.model.get_rope_index(
+                input_ids, mm_token_type_ids, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+            )
+        outputs = self.model.language_model(
+            input_ids=None,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        if recorder is not None:
+            recorder.steps.append(hidden[:, -1])
+        kept = hidden[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+        return PaDTOutput(
+            logits=self.lm_head(kept, prototypes, prototype_mask),
+            past_key_values=outputs.past_key_values,
+            last_hidden_state=hidden,
+            prototypes=prototypes,
+            prototype_mask=prototype_mask,
+        )
+
+    def prefill(self, **inputs) -> PaDTOutput:
+        """First pass over prompts (left-padded): logits of the last position, cache and prototypes."""
+        return self(**inputs, use_cache=True, logits_to_keep=1)
+
+    def step(self, input_ids: Tensor, previous: PaDTOutput, **inputs) -> PaDTOutput:
+        """One more token ``(batch, 1)`` on top of a ``prefill`` or ``step``; give ``position_ids`` and the mask."""
+        return self(
+            input_ids=input_ids,
+            past_key_values=previous.past_key_values,
+            prototypes=previous.prototypes,
+            prototype_mask=previous.prototype_mask,
+            use_cache=True,
+            logits_to_keep=1,
+            **inputs,
+        )
+
+    def _merged(self, pixel_values, grid_thw, mm_encoder_outputs) -> Tensor | None:
+        encoded = (mm_encoder_outputs or {}).get("image")
+        if encoded is None and pixel_values is not None:
+            encoded = self.model.get_image_features(pixel_values, grid_thw, return_dict=True)
+        if encoded is None:
+            return None
+        pooled = encoded.pooler_output
+        return pooled if isinstance(pooled, Tensor) else torch.cat(list(pooled))
+
+    # ------------------------------------------------------------------ training
+
+    def _training_forward(self, batch: Batch, settings: LossSettings, prototypes_to_decoder: bool) -> PaDTOutput:
+        # The same module calls in the same order on every rank, whatever the data: vision, f_vp, language model,
+        # head and decoder once each. What a batch lacks is replaced by a dummy, added times zero.
+        features = self.image_features(normalize_pixels(batch.pixels), batch.grid_thw)
+        table = self.prototypes_of(features.merged)
+        has_images = sum(batch.patch_counts) > 0
+        counts = batch.patch_counts if has_images else [len(table)] + [0] * (len(batch.keys) - 1)
+        prototypes, prototype_mask = pad_images(table, counts)
+        if not has_images:
+            prototype_mask = torch.zeros_like(prototype_mask)
+        embeddings = self.embed(batch.input_ids, features.merged if has_images else None, prototypes)
+        position_ids, _ = self.model.get_rope_index(
+            batch.input_ids,
+            batch.mm_token_type_ids,
+            image_grid_thw=batch.grid_thw,
+            attention_mask=batch.attention_mask,
+        )
+        hidden = self.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=batch.attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+
+        excluded = _excluded_vrts(batch, self.config.vrt_offset) if settings.robust else None
+        nll = self.lm_head(
+            hidden, prototypes, prototype_mask, batch.supervised, excluded, chunk_rows=settings.chunk_rows
+        )
+        token = token_loss(nll, batch.supervised.targets >= 0)
+        parts = {"token": token}
+        total = settings.token_weight * token
+        objects_total, object_parts = self._object_losses(
+            batch, hidden, table, features, settings, prototypes_to_decoder
+        )
+        parts.update(object_parts)
+        unused = prototypes.sum() * 0.0 if not has_images else 0.0
+        return PaDTOutput(
+            total=total + objects_total + unused, parts={name: value.detach() for name, value in parts.items()}
+        )
+
+    def _object_losses(self, batch, hidden, table, features, settings, prototypes_to_decoder):
+        objects = batch.objects
+        empty = not objects.counts
+        if empty:
+            states, counts, images = table[:1], [1], [0]
+        elif prototypes_to_decoder:
+            states, counts, images = table[objects.vrt_patches], objects.counts, objects.images
+        else:
+            # The feature of a VRT is the state that predicted it, one position before.
+            states = hidden[objects.vrt_samples, objects.vrt_positions - 1]
+            counts, images = objects.counts, objects.images
+        boxes, scores, masks = self.vl_decoder(states, counts, images, features, table)
+        # Outputs without a loss (no objects, a part switched off) stay in the graph, times zero.
+        anchor = (boxes.sum() + scores.sum() + sum(rows.sum() for rows in masks)) * 0.0
+        if empty:
+            zero = anchor.detach()
+            return anchor, {name: zero for name in OBJECT_PARTS}
+        targets = objects.boxes
+        if settings.box_targets == "bfloat16":
+            targets = targets.bfloat16().float()
+        box_parts = box_losses(boxes.float(), targets)
+        mask_parts = mask_losses(masks, objects.masks)
+        score = score_loss(scores.float(), box_parts["giou"])
+        total = anchor
+        if settings.box:
+            total = total + settings.box_weight * box_parts["box"]
+        if settings.mask:
+            total = total + settings.mask_weight * mask_parts["mask"]
+        if settings.score:
+            total = total + settings.score_weight * score
+        means = {name: box_parts[name].mean() for name in ("giou", "iou")}
+        return total, {**box_parts, **mask_parts, **means, "score": score}
+
+    # ------------------------------------------------------------------ generation hooks of transformers
+
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool = False, **kwargs):  # noqa: D102
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs["logits_to_keep"] = 1
+        return inputs
+
+    def _update_model_kwargs_for_generation(self, outputs: PaDTOutput, model_kwargs: dict[str, Any], **kwargs):
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        model_kwargs["prototypes"] = outputs.prototypes
+        model_kwargs["prototype_mask"] = outputs.prototype_mask
+        return model_kwargs
+
+
+OBJECT_PARTS = ("box", "mask", "score", "giou_loss", "l1_loss", "dice", "focal", "iou", "giou")
+
+
+def _excluded_vrts(batch: Batch, offset: int) -> Tensor:
+    """``(batch, rows, max_patches)``: at a VRT row, the other foreground patches of its object."""
+    groups, targets = batch.supervised.groups, batch.supervised.targets
+    width = max(1, *batch.patch_counts)
+    if not len(batch.foreground):
+        return torch.zeros((*groups.shape, width), dtype=torch.bool, device=groups.device)
+    excluded = batch.foreground[groups.clamp(min=0)] & (groups >= 0)[..., None]
+    target = (targets - offset).clamp(min=0, max=width - 1)
+    # The target itself stays; at text rows nothing is excluded anyway.
+    return excluded.scatter(2, target[..., None], False)
+
+
+def _init_decoder(decoder: ObjectDecoder) -> None:
+    """Xavier for every linear map, zero biases; small heads, so that first boxes and scores are central, not extreme."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.5)
+    # Scaled normal in place of Xavier: as small as a tenth of it.
+    init.normal_(decoder.score_prediction.weight, std=0.1 * decoder.score_prediction.in_features**-0.5)
+    init.normal_(decoder.bbox_prediction[-1].weight, std=0.2 * decoder.bbox_prediction[-1].in_features**-0.5)
+
+
+def _check_placeholders(counts: list[int], features: int) -> None:
+    if sum(counts) != features:
+        raise UserError(
+            f"The prompts hold {sum(counts)} image placeholders but the images have {features} patches: "
+            "build the inputs with the model's own processor."
+        )
+
+
+__all__ = ["OBJECT_PARTS", "PaDTForConditionalGeneration", "PaDTOutput", "StateRecorder", "VLDecoderConfig"]
