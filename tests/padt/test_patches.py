@@ -100,10 +100,7 @@ def test_patches_are_those_of_the_released_preparation(split):
         if grid != (round(height / 28), round(width / 28)):
             continue
         for item in row["objects"]:
-            if "rle" in item:
-                coverage = coverage_of_rle(item["rle"], *grid)
-            else:
-                coverage = coverage_of_box(item["bbox"], *grid)
+            coverage = coverage_of_rle(item["rle"], *grid) if "rle" in item else coverage_of_box(item["bbox"], *grid)
             ours = set(np.flatnonzero(foreground(coverage)).tolist())
             compared += 1
             same += ours == set(item["patches"])

@@ -1,0 +1,130 @@
+"""What a prepared data set looks like on disk: columns of its shards, and why things are rejected.
+
+One row is one image. Changing anything here is a new schema version: a trainer refuses a set whose version is not its own.
+"""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from padt.errors import IMAGE_REASONS
+
+SCHEMA_VERSION = 1
+
+_BOX = pa.list_(pa.field("element", pa.float32()), 4)
+_RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
+_OBJECT = pa.struct(
+    [
+        ("ann_id", pa.int64()),
+        ("category_id", pa.int64()),
+        ("label", pa.string()),
+        ("box", _BOX),
+        ("area", pa.float32()),
+        ("iscrowd", pa.bool_()),
+        ("patches", pa.binary()),
+        ("rle", _RLE),
+    ]
+)
+_REFERENCE = pa.struct(
+    [("ref_id", pa.int64()), ("sent_id", pa.int64()), ("text", pa.string()), ("objects", pa.list_(pa.int32()))]
+)
+_CAPTION = pa.struct([("text", pa.string()), ("objects", pa.list_(pa.int32()))])
+_COLUMNS = [
+    ("key", pa.string()),
+    ("source", pa.string()),
+    ("split", pa.string()),
+    ("image_id", pa.string()),
+    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("grid_h", pa.int32()),
+    ("grid_w", pa.int32()),
+    ("objects", pa.list_(_OBJECT)),
+    ("references", pa.list_(_REFERENCE)),
+    ("captions", pa.list_(_CAPTION)),
+]
+
+REJECT_KINDS = ("image", "object", "reference", "caption")
+
+REJECT_REASONS = {
+    "image_missing": "the file is not where the annotations say",
+    "image_unreadable": "the file is not an image, or is cut off",
+    "image_too_large": "the image has more pixels than the budget",
+    "image_aspect_ratio": "the sides differ by more than a factor of 200",
+    "image_malformed": "the entry lacks an id or a file name, or has them in a wrong form",
+    "image_outside_root": "the file name leads out of the image folder",
+    "image_not_listed": "it belongs to an image that the annotation file does not list",
+    "image_rejected": "its image was rejected",
+    "duplicate_image_id": "an earlier image has the same id",
+    "size_mismatch": "width and height of the annotation file are not those of the image, turned or not",
+    "annotation_malformed": "a field is missing or has a wrong form",
+    "duplicate_annotation_id": "an earlier annotation of the image has the same id",
+    "category_unknown": "its category is not listed",
+    "box_degenerate": "the box has no area, or is not four finite numbers",
+    "box_outside_image": "the box lies outside the image",
+    "mask_degenerate": "no polygon has three points with finite coordinates near the image",
+    "mask_damaged": "the run-length mask cannot be read",
+    "mask_size_mismatch": "the run-length mask has another size than the image",
+    "object_missing": "the annotation that it refers to does not exist in its image",
+    "object_rejected": "the annotation that it refers to was rejected",
+    "reference_malformed": "a field is missing or has a wrong form",
+    "sentence_blank": "the sentence has no text",
+    "caption_malformed": "it is not text, or has placeholders of its own",
+    "caption_blank": "the caption has no text",
+    "caption_unfinished": "the grounded caption ends in the middle of a sentence",
+}
+"""Reasons for rejects (a closed list) and what they mean."""
+
+assert set(IMAGE_REASONS) <= set(REJECT_REASONS)
+
+REJECT_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("ann_id", pa.int64()),
+        pa.field("item_id", pa.int64()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ],
+    metadata={"padt_schema_version": str(SCHEMA_VERSION)},
+)
+"""One row for each rejected image, object, reference or caption. ``ann_id``: annotation; ``item_id``: sentence or caption."""
+
+
+def _features(kind: pa.DataType) -> Any:
+    """Hugging Face's description of an Arrow type (the form that old and new versions of ``datasets`` read)."""
+    if pa.types.is_struct(kind):
+        return {field.name: _features(field.type) for field in kind}
+    if pa.types.is_fixed_size_list(kind):
+        return {"feature": _features(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
+    if pa.types.is_list(kind):
+        return [_features(kind.value_type)]
+    return {"dtype": str(kind), "_type": "Value"}
+
+
+def _shard_schema() -> pa.Schema:
+    features = {name: _features(kind) for name, kind in _COLUMNS}
+    features["image"] = {"_type": "Image"}
+    metadata = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        "padt_schema_version": str(SCHEMA_VERSION),
+    }
+    return pa.schema([pa.field(name, kind) for name, kind in _COLUMNS], metadata=metadata)
+
+
+SHARD_SCHEMA = _shard_schema()
+"""Columns of a shard, with the feature metadata that lets Hugging Face ``datasets`` show the pictures."""
+
+
+def leaf_columns(schema: pa.Schema) -> list[str]:
+    """Dotted Parquet paths of the leaf columns, as the writer's per-column settings name them."""
+
+    def walk(name: str, kind: pa.DataType) -> list[str]:
+        if pa.types.is_struct(kind):
+            return [leaf for field in kind for leaf in walk(f"{name}.{field.name}", field.type)]
+        if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+            return walk(f"{name}.list.element", kind.value_type)
+        return [name]
+
+    return [leaf for field in schema for leaf in walk(field.name, field.type)]

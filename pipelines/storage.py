@@ -1,0 +1,197 @@
+"""Folders and files on any file system that fsspec knows, written so that nothing half-written has its final name."""
+
+import hashlib
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from padt.errors import UserError
+
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder at a URL or local path. Names inside it are relative, with ``/``."""
+
+    url: str
+
+    @cached_property
+    def _place(self) -> tuple[Any, str]:
+        return resolve(self.url)
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system that the folder lies on."""
+        return self._place[0]
+
+    def path(self, name: str = "") -> str:
+        """Path of a name inside the folder, as its file system writes it."""
+        root = self._place[1].rstrip("/")
+        return f"{root}/{name}" if name else root
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the file or folder is there."""
+        return bool(self.fs.exists(self.path(name)))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None where there is no such file."""
+        try:
+            return int(self.fs.size(self.path(name)))
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the entries of a sub-folder, sorted; empty where it does not exist."""
+        try:
+            # A listing kept from before would hide what another process has written since.
+            self.fs.invalidate_cache()
+            entries = self.fs.ls(self.path(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return self.fs.cat_file(self.path(name))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator["HashingFile"]:
+        """A file to write; it appears under its name when the block ends without an error, and not before."""
+        path = self.path(name)
+        temporary = f"{path}{_TEMPORARY}{uuid.uuid4().hex}"
+        self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        try:
+            with self.fs.open(temporary, "wb") as handle:
+                yield (file := HashingFile(handle))
+                file.flush()
+            self.fs.mv(temporary, path)
+        except BaseException:
+            if self.fs.exists(temporary):
+                self.fs.rm_file(temporary)
+            raise
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a whole file at once; see ``writing``."""
+        with self.writing(name) as file:
+            file.write(content)
+
+    def remove(self, name: str = "") -> None:
+        """Remove a file, or a folder with all that is in it; nothing happens where it does not exist."""
+        if self.exists(name):
+            self.fs.rm(self.path(name), recursive=True)
+
+    def sweep(self, folder: str) -> None:
+        """Remove what killed writers have left in a sub-folder."""
+        for name in self.names(folder):
+            if _TEMPORARY in name:
+                self.fs.rm_file(self.path(f"{folder}/{name}"))
+
+
+class HashingFile:
+    """A file for writing that counts and hashes what goes through it."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Write bytes (or a buffer of them)."""
+        view = memoryview(data)
+        self._handle.write(view)
+        self._hash.update(view)
+        self.bytes += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        """Hand what was written on to the file system."""
+        self._handle.flush()
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.bytes
+
+    def writable(self) -> bool:
+        """Always: the file is for writing."""
+        return True
+
+    def readable(self) -> bool:
+        """Never: the file is for writing."""
+        return False
+
+    def seekable(self) -> bool:
+        """Never: what was hashed cannot be written again."""
+        return False
+
+    def close(self) -> None:
+        """Leave the file to its owner: ``Folder.writing`` closes and commits it."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what was written so far."""
+        return self._hash.hexdigest()
+
+
+def resolve(url: str) -> tuple[Any, str]:
+    """File system and path of a URL or local path.
+
+    Raises:
+        UserError: the scheme is unknown, or its package is not installed.
+    """
+    try:
+        return url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{url} cannot be opened ({error}): use a local path or a URL that fsspec can open.") from error
+
+
+def is_local(fs: Any) -> bool:
+    """Whether a file system is this machine's own disk."""
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    return protocol in ("file", "local")
+
+
+def open_input(url: str, what: str) -> IO[bytes]:
+    """Open a user's file for reading bytes; compressed files (``.gz`` and the like) are unpacked on the way.
+
+    Args:
+        url: path or fsspec URL.
+        what: what the file is, for the message.
+
+    Raises:
+        UserError: there is no such file, or it cannot be opened.
+    """
+    resolve(url)
+    try:
+        return fsspec.open(url, "rb", compression="infer").open()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{what} {url} is not a file: check the path.") from error
+    except OSError as error:
+        raise UserError(f"{what} {url} cannot be opened ({error}): check the path and your rights to it.") from error
+
+
+def hash_file(url: str, what: str) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a user's file, as it lies there."""
+    fs, path = resolve(url)
+    digest, size = hashlib.sha256(), 0
+    try:
+        with fs.open(path, "rb") as handle:
+            while chunk := handle.read(1 << 22):
+                digest.update(chunk)
+                size += len(chunk)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{what} {url} is not a file: check the path.") from error
+    except OSError as error:
+        raise UserError(f"{what} {url} cannot be read ({error}): check the path and your rights to it.") from error
+    return size, digest.hexdigest()
