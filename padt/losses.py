@@ -71,21 +71,22 @@ def box_iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return iou, iou - (hull_area - union) / hull_area.clamp(min=tiny)
 
 
-def box_losses(predicted: Tensor, target_xyxy: Tensor) -> dict[str, Tensor]:
+def box_losses(predicted: Tensor, target_xyxy: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Box regression: ``1 - mean GIoU`` plus mean L1 on cxcywh.
 
     Args:
-        predicted: ``(objects, 4)`` cxcywh normalised.
-        target_xyxy: ``(objects, 4)`` xyxy normalised.
+        predicted: ``(objects, 4)`` cxcywh normalised, fp32.
+        target_xyxy: ``(objects, 4)`` xyxy normalised; in bf16 the targets of both terms are rounded, as released.
 
     Returns:
-        ``giou_loss``, ``l1_loss``, their sum ``box``, the per-object ``giou`` and the mean ``iou``.
+        Parts ``giou_loss``, ``l1_loss``, their sum ``box``, the means ``giou`` and ``iou``; and each object's GIoU.
     """
     count = len(predicted) + OBJECT_EPSILON
-    iou, giou = box_iou(cxcywh_to_xyxy(predicted), target_xyxy)
+    iou, giou = box_iou(cxcywh_to_xyxy(predicted), target_xyxy.float())
     giou_loss = 1 - giou.sum() / count
-    l1_loss = (predicted - xyxy_to_cxcywh(target_xyxy)).abs().sum() / count
-    return {"box": giou_loss + l1_loss, "giou_loss": giou_loss, "l1_loss": l1_loss, "giou": giou, "iou": iou}
+    l1_loss = (predicted - xyxy_to_cxcywh(target_xyxy).float()).abs().sum() / count
+    means = {"giou": giou.sum() / count, "iou": iou.sum() / count}
+    return {"box": giou_loss + l1_loss, "giou_loss": giou_loss, "l1_loss": l1_loss, **means}, giou
 
 
 def score_loss(logits: Tensor, giou: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ def choose_vrts(
         patches: foreground patches of the object, ``(n,)`` row-major indices, n >= 1.
         grid_w: columns of the image's patch grid.
         rule: ``random``: ``count`` at random, with replacement only where there are fewer (the paper's rule);
-            ``distinct``: up to ``count`` different ones; ``extreme``: one at random, then the leftmost, topmost,
-            rightmost and bottommost; ``all``: every foreground patch, in order.
+            ``distinct``: up to ``count`` different ones; ``extreme``: one that is not outermost (any, if all are), then
+            one of the leftmost, topmost, rightmost and bottommost; ``all``: every foreground patch, in order.
         count: number of VRTs per object.
         rng: source of the draw.
 
@@ -36,8 +36,10 @@ def choose_vrts(
         chosen = patches
     elif rule == "extreme":
         rows, columns = np.divmod(patches, grid_w)
-        ends = [columns.argmin(), rows.argmin(), columns.argmax(), rows.argmax()]
-        chosen = np.concatenate([rng.choice(patches, 1), patches[ends]])
+        ends = [columns == columns.min(), rows == rows.min(), columns == columns.max(), rows == rows.max()]
+        inner = ~np.any(ends, axis=0)
+        candidates = [patches[inner] if inner.any() else patches, *(patches[end] for end in ends)]
+        chosen = np.array([rng.choice(some) for some in candidates])
     else:
         raise UserError(f"VRT rule {rule!r} is unknown: use one of {', '.join(get_args(VRTRule))}.")
     return tuple(int(patch) for patch in chosen)

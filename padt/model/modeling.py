@@ -308,12 +308,10 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if empty:
             zero = anchor.detach()
             return anchor, {name: zero for name in OBJECT_PARTS}
-        targets = objects.boxes
-        if settings.box_targets == "bfloat16":
-            targets = targets.bfloat16().float()
-        box_parts = box_losses(boxes.float(), targets)
+        targets = objects.boxes.bfloat16() if settings.box_targets == "bfloat16" else objects.boxes
+        box_parts, giou = box_losses(boxes.float(), targets)
         mask_parts = mask_losses(masks, objects.masks)
-        score = score_loss(scores.float(), box_parts["giou"])
+        score = score_loss(scores.float(), giou)
         total = anchor
         if settings.box:
             total = total + settings.box_weight * box_parts["box"]
@@ -321,8 +319,7 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             total = total + settings.mask_weight * mask_parts["mask"]
         if settings.score:
             total = total + settings.score_weight * score
-        means = {name: box_parts[name].mean() for name in ("giou", "iou")}
-        return total, {**box_parts, **mask_parts, **means, "score": score}
+        return total, {**box_parts, **mask_parts, "score": score}
 
     # ------------------------------------------------------------------ generation hooks of transformers
 
