@@ -227,9 +227,9 @@ def _caption_pieces(scene: Scene, rng) -> list[list[Piece]]:
     for kind in KINDS:
         same = reading_order(shapes, _matching(shapes, (kind,)))
         if len(same) > 1:
-            rest = [_noun(shapes, i) for i in order if i not in same]
+            others = [_noun(shapes, i) for i in order if i not in same]
             group: list[Piece] = [f"{NUMBER_WORDS[len(same)]} {_plural(kind)}", tuple(same)]
-            captions.append(["There are ", *_joined([group, *rest]), "."])
+            captions.append(["There are ", *_joined([group, *others]), "."])
     return _shuffled(captions, rng)
 
 

@@ -61,9 +61,14 @@ class SceneOptions:
                 f"min_shapes {self.min_shapes} and max_shapes {self.max_shapes} are not usable: "
                 "give 1 <= min_shapes <= max_shapes <= 4."
             )
+        if not (0.5 <= self.min_inside < 1 and 0.5 <= self.min_visible < 1):
+            raise UserError(
+                f"min_inside {self.min_inside} and min_visible {self.min_visible} are not usable: "
+                "give shares of at least 0.5 and below 1."
+            )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shape:
     """One visible shape of a scene.
 
@@ -90,7 +95,7 @@ class Shape:
         return (x0 + x1) / 2, (y0 + y1) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """A picture, uint8 RGB ``(height, width, 3)``, and its shapes from the backmost to the foremost."""
 
@@ -136,7 +141,7 @@ def scene_rng(seed: int, split: int, number: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, split, number]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Plan:
     """A shape on its way into the picture: ``alpha`` is its coverage per pixel, ``(height, width)`` in [0, 1]."""
 

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from padt.patches import pack_patches
-from padt.tasks import TASKS, Sample, TaskOptions, render
+from padt.tasks import NO_OBJECTS, TASKS, Sample, TaskOptions, render
 from pipelines.toy.language import NUMBER_WORDS, grounded_captions, plain_turns, referring_expressions
 from pipelines.toy.scenes import COLOURS, KINDS, SIZES, Scene, draw_scene, scene_rng
 
@@ -90,7 +90,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def corpus() -> Iterator[str]:
     """Texts that the tokenizer is trained on: every template, on scenes of their own seed."""
     words = [*KINDS, *COLOURS, *SIZES, *NUMBER_WORDS]
-    yield from [*words, " ".join(["", *words]), f"system\n{SYSTEM_PROMPT}\n", "user\n", "assistant\n"]
+    yield from [*words, " ".join(["", *words]), f"system\n{SYSTEM_PROMPT}\n", "user\n", "assistant\n", NO_OBJECTS]
     options = TaskOptions(class_names=KINDS)
     for number in range(_CORPUS_SCENES):
         rng = scene_rng(_CORPUS_SEED, 0, number)

@@ -1,0 +1,1 @@
+"""From raw annotations to shards, and from shards to batches."""
