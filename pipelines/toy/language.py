@@ -110,6 +110,12 @@ def place(scene: Scene, shape: Shape) -> str | None:
     return f"{row} {column}".strip() or "centre"
 
 
+def point(scene: Scene, shape: Shape) -> str:
+    """Centre of a shape's box in hundredths of the image, ``left, top`` (``07, 52``), as pointing models write it."""
+    x, y = shape.centre[0] / scene.width, shape.centre[1] / scene.height
+    return ", ".join(f"{min(99, max(0, int(100 * value))):02d}" for value in (x, y))
+
+
 def reading_order(shapes: Sequence[Shape], indices: Iterable[int] | None = None) -> list[int]:
     """Indices of the shapes from left to right."""
     return sorted(range(len(shapes)) if indices is None else indices, key=lambda i: shapes[i].centre)
@@ -141,7 +147,7 @@ def plain_turns(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]
 
 
 def _attribute_turns(scene: Scene, expressions: Sequence[Expression]) -> list[list[tuple[str, str]]]:
-    colours, sizes, kinds, names, places = [], [], [], [], []
+    colours, sizes, kinds, names, places, points = [], [], [], [], [], []
     for expression in expressions:
         shape, text, family = scene.shapes[expression.shape], expression.text, expression.family
         # What the question already says is not asked for.
@@ -155,7 +161,8 @@ def _attribute_turns(scene: Scene, expressions: Sequence[Expression]) -> list[li
         where = place(scene, shape)
         if where is not None:
             places.append((f"Where is {text}?", where))
-    return [colours, sizes, kinds, names, places]
+        points.append((f"Point to {text}.", point(scene, shape)))
+    return [colours, sizes, kinds, names, places, points]
 
 
 def _counting_turns(scene: Scene) -> list[tuple[str, str]]:
@@ -166,12 +173,13 @@ def _counting_turns(scene: Scene) -> list[tuple[str, str]]:
 
 def _place_turns(scene: Scene) -> list[tuple[str, str]]:
     places = [place(scene, shape) for shape in scene.shapes]
+    # A shape near a border might be meant too.
     if None in places:
         return []
     return [
         (f"Which shape is {_at(where)}?", describe(shape))
         for where, shape in zip(places, scene.shapes, strict=True)
-        if places.count(where) == 1
+        if where is not None and places.count(where) == 1
     ]
 
 

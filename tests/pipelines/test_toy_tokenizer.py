@@ -67,7 +67,7 @@ def test_texts_are_short(tokenizer):
         len(tokenizer(text).input_ids)
         for text in (detect_prompt(KINDS), refer_prompt("the large red circle"), CAPTION_PROMPT, NO_OBJECTS)
     ]
-    assert all(length <= limit for length, limit in zip(lengths, (29, 20, 5, 10), strict=True)), lengths
+    assert all(length <= limit for length, limit in zip(lengths, (29, 20, 5, 11), strict=True)), lengths
 
 
 def test_special_tokens_and_their_roles(tokenizer):
