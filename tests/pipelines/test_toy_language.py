@@ -119,7 +119,18 @@ def test_plain_turns_are_true(scenes):
             kind, check = understand(question, shapes)
             asked.add(kind)
             assert check(answer, scene), (question, answer)
-    assert asked >= {"attribute", "count", "presence", "relation", "where", "which", "list", "describe", "what"}
+    assert asked >= {
+        "attribute",
+        "count",
+        "presence",
+        "relation",
+        "where",
+        "which",
+        "list",
+        "describe",
+        "what",
+        "point",
+    }
 
 
 def understand(question, shapes):
@@ -151,6 +162,7 @@ def understand(question, shapes):
             ),
         ),
         r"Where is (the .*)\?": lambda m: ("where", lambda a, scene: a == where(about(m[1]), scene)),
+        r"Point to (the .*)\.": lambda m: ("point", lambda a, scene: points_at(a, about(m[1]), scene)),
         r"Which shape is (?:at|on|in) the (.*)\?": lambda m: (
             "which",
             lambda a, scene: [a] == [named(s) for s in shapes if where(s, scene) == m[1]],
@@ -174,3 +186,12 @@ def where(shape, scene):
     row = "top" if y < 1 / 3 else "bottom" if y > 2 / 3 else ""
     column = "left" if x < 1 / 3 else "right" if x > 2 / 3 else ""
     return " ".join(word for word in (row, column) if word) or "centre"
+
+
+def points_at(answer, shape, scene):
+    """Two digits for each coordinate, in hundredths of the image: left, then top."""
+    if not re.fullmatch(r"\d\d, \d\d", answer):
+        return False
+    x, y = (int(value) / 100 for value in answer.split(", "))
+    middle = (shape.box[0] + shape.box[2]) / 2 / scene.width, (shape.box[1] + shape.box[3]) / 2 / scene.height
+    return 0 <= middle[0] - x < 0.0101 and 0 <= middle[1] - y < 0.0101
