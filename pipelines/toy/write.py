@@ -17,8 +17,8 @@ from padt.errors import UserError
 from pipelines.toy.language import choose_expressions, grounded_captions
 from pipelines.toy.scenes import KINDS, Scene, SceneOptions, draw_scene, scene_rng
 
-SPLITS = ("train", "val", "test", "base")
-"""Splits by number: scenes of different splits are independent draws. ``base`` is for the base model alone."""
+SPLITS = ("train", "val", "test")
+"""Splits by number: scenes of different splits are independent draws."""
 
 # With gaps and not from 1, as COCO's: category ids are no indices.
 CATEGORIES = tuple(
