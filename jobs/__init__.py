@@ -1,0 +1,1 @@
+"""Jobs: the command line, training, evaluation, staged recipes and their tracking."""

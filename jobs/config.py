@@ -1,0 +1,343 @@
+"""Training configuration: one typed tree, read from YAML files and dotted overrides.
+
+Unknown keys are errors that name the nearest known key. The resolved tree is saved with everything a run makes.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from padt.errors import UserError
+from padt.tasks import TASKS
+from padt.vrt import VRTRule
+
+
+class Section(BaseModel):
+    """Base of every part of the tree: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SetConfig(Section):
+    """One prepared data set of the mixture.
+
+    Attributes:
+        url: folder of the set (any fsspec URL); it holds ``manifest.json``.
+        tasks: visits of each sample of a task in one epoch: 1 = once, 2 = twice with different draws, 0.5 = one half
+            this epoch and the other half in the next. Tasks that are left out are not trained on this set.
+        repeat: how often the whole set is listed (the released Pro mix lists COCO twice).
+        items_per_image: at most this many sentences or captions of one image in an epoch (others come in later epochs).
+    """
+
+    url: str
+    tasks: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(TASKS, 1.0))
+    repeat: int = Field(1, ge=1)
+    items_per_image: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> "SetConfig":
+        for task, weight in self.tasks.items():
+            if task not in TASKS:
+                raise ValueError(f"task {task!r} is unknown{_hint(task, TASKS)}; use {', '.join(TASKS)}")
+            if weight < 0:
+                raise ValueError(f"the weight of task {task!r} is {weight}: give a number >= 0")
+        return self
+
+
+class DataConfig(Section):
+    """What is trained on, and how samples become batches.
+
+    Attributes:
+        sets: the mixture.
+        window: samples of this many global batches are sorted by patch grid: a batch has images of similar size.
+        last: what becomes of an epoch's last incomplete batch: ``fill`` it from the epoch's start, or ``drop`` it.
+    """
+
+    sets: list[SetConfig] = Field(min_length=1)
+    window: int = Field(32, ge=1)
+    last: Literal["fill", "drop"] = "fill"
+
+
+class TaskConfig(Section):
+    """Draws of prompts and answers: see ``padt.tasks.TaskOptions``. Class names come from each set's manifest."""
+
+    vrt_rule: VRTRule = "random"
+    num_vrts: int = Field(5, ge=1)
+    max_names: int = Field(100, ge=1)
+    drop_names: float = Field(0.5, ge=0, le=1)
+    max_per_class: int = Field(50, ge=1)
+    skip_crowd: bool = False
+
+
+class ReaderConfig(Section):
+    """How samples reach a worker.
+
+    Attributes:
+        ray: read, decode, render and tokenise in Ray Data processes; False does it in a thread of the worker.
+        processes: reading processes of one worker.
+        batches_per_task: batches that one Ray task makes: more = less overhead, later first batch.
+        prefetch: collated batches that wait in the worker.
+    """
+
+    ray: bool = True
+    processes: int = Field(1, ge=1)
+    batches_per_task: int = Field(4, ge=1)
+    prefetch: int = Field(4, ge=1)
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning rate.
+
+    Attributes:
+        lr: peak learning rate.
+        clip: largest norm of the whole gradient; 0 = no clipping.
+        warmup_steps, warmup_fraction: steps (or share of all steps) of linear rise from 0; give at most one.
+        schedule: fall after the warm-up.
+        floor: last learning rate as a share of the peak.
+        lr_scale: factor by parameter name pattern (``re.search``); the first pattern that matches counts.
+        freeze: patterns of parameters that are not trained.
+        no_decay_1d: leave biases and norms without weight decay.
+    """
+
+    lr: float = Field(2e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    no_decay_1d: bool = True
+    clip: float = Field(1.0, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    warmup_fraction: float | None = Field(None, ge=0, le=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    floor: float = Field(0.0, ge=0, le=1)
+    lr_scale: dict[str, float] = Field(default_factory=dict)
+    freeze: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "OptimizerConfig":
+        if self.warmup_steps is not None and self.warmup_fraction is not None:
+            raise ValueError("warmup_steps and warmup_fraction are both set: give one of them")
+        return self
+
+
+class PrototypeWarmupConfig(Section):
+    """First steps in which the decoder gets prototypes in place of the language model's states.
+
+    The released recipe: the first quarter of the epochs, at most 300 steps.
+    """
+
+    share: float = Field(0.25, ge=0, le=1)
+    max_steps: int = Field(300, ge=0)
+
+
+class CheckpointConfig(Section):
+    """Attributes: every: optimiser steps between checkpoints (0 = none); keep: newest ones that stay."""
+
+    every: int = Field(100, ge=0)
+    keep: int = Field(2, ge=1)
+
+
+class TrackingConfig(Section):
+    """MLflow.
+
+    Attributes:
+        enabled: log to MLflow (URI from ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db`` in the working folder).
+        experiment: experiment of the run.
+        run_name: defaults to the name of the output folder.
+        parent_run_id: run of the recipe that this stage belongs to.
+        tags: further tags.
+    """
+
+    enabled: bool = True
+    experiment: str = "padt"
+    run_name: str | None = None
+    parent_run_id: str | None = None
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
+class TrainConfig(Section):
+    """One training stage.
+
+    Attributes:
+        model: model folder to start from (any layout that ``padt.load_model`` takes).
+        output: folder of the run (any fsspec URL): checkpoints, metrics, and ``model/`` at the end.
+        batch_size: samples of one worker in one forward pass.
+        accumulation: forward passes of one optimiser step.
+        steps, epochs: length of the run; give one of them.
+        loss: fields of ``padt.losses.LossSettings``.
+        zero_stage: DeepSpeed ZeRO stage.
+        workers: training processes; each holds one GPU if ``gpu`` is set.
+        threads_per_worker: CPU threads of PyTorch in a worker (more than the free cores slows it down badly).
+        max_failures: how often a worker group that died is restored from its last checkpoint.
+        log_every: optimiser steps between metric records.
+    """
+
+    model: str
+    output: str
+    data: DataConfig
+    task: TaskConfig = TaskConfig()
+    reader: ReaderConfig = ReaderConfig()
+    batch_size: int = Field(16, ge=1)
+    accumulation: int = Field(1, ge=1)
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    seed: int = Field(42, ge=0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: dict[str, Any] = Field(default_factory=dict)
+    prototype_warmup: PrototypeWarmupConfig = PrototypeWarmupConfig()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    gradient_checkpointing: bool = False
+    attn_implementation: str = "auto"
+    workers: int = Field(1, ge=1)
+    gpu: bool = False
+    cpus_per_worker: float = Field(1, gt=0)
+    threads_per_worker: int = Field(1, ge=1)
+    max_failures: int = Field(3, ge=-1)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every: int = Field(10, ge=1)
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("the length of the run is unclear: set either steps or epochs")
+        return self
+
+    def result_hash(self) -> str:
+        """Hash of everything that shapes the resulting weights (not: where they go, how they are logged or retried)."""
+        left_out = {"output", "tracking", "checkpoint", "reader", "max_failures", "log_every"}
+        tree = self.model_dump(mode="json", exclude=left_out)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """The resolved tree as YAML that ``load_config`` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+Config = TypeVar("Config", bound=Section)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a training configuration: a YAML file (or a name in ``jobs/configs``), changed by ``key.path=value``.
+
+    Raises:
+        UserError: file missing or not YAML, unknown key (names the nearest), wrong value.
+    """
+    return build_config(TrainConfig, read_yaml(path), overrides, source=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping from a file, or from the packaged ``jobs/configs/<name>.yaml``.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping.
+    """
+    file = Path(path)
+    folder = Path(__file__).parent / "configs"
+    if not file.exists() and (folder / f"{file.name.removesuffix('.yaml')}.yaml").exists() and file.parent == Path("."):
+        file = folder / f"{file.name.removesuffix('.yaml')}.yaml"
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"Configuration file {path} does not exist: give a YAML file or one of {known}.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"Configuration file {path} cannot be read as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"Configuration file {path} holds no keys: it must be a YAML mapping such as 'model: ...'.")
+    return tree
+
+
+def build_config(cls: type[Config], tree: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "") -> Config:
+    """Check a tree of plain values against a typed section after applying overrides.
+
+    Args:
+        cls: the section's class.
+        tree: nested mapping as YAML gives it.
+        overrides: ``key.path=value``; values are YAML, list entries go by number (``data.sets.0.url=...``).
+        source: named in errors.
+    """
+    merged = json.loads(json.dumps(tree, default=str))
+    for override in overrides:
+        _apply(merged, override)
+    _check_keys(cls, merged, "", source)
+    try:
+        return cls.model_validate(merged)
+    except ValidationError as error:
+        where = f" in {source}" if source else ""
+        lines = [f"  {'.'.join(str(p) for p in e['loc']) or '(all)'}: {_reason(e)}" for e in error.errors()]
+        raise UserError(f"The configuration{where} does not hold:\n" + "\n".join(lines)) from error
+
+
+def _reason(entry: Any) -> str:
+    given = "" if entry["type"] in ("missing", "value_error") else f" (given: {entry['input']!r})"
+    return entry["msg"].removeprefix("Value error, ") + given
+
+
+def _apply(tree: Any, override: str) -> None:
+    path, sign, text = override.partition("=")
+    if not sign or not path.strip():
+        raise UserError(f"Override {override!r} is not key.path=value: write for example optimizer.lr=1e-4.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"The value of override {override!r} is not YAML: quote it.") from error
+    *parents, last = path.strip().split(".")
+    node = tree
+    for name in parents:
+        node = _child(node, name, override)
+        if not isinstance(node, (dict, list)):
+            raise UserError(f"Override {override!r}: {name!r} is a value, not a section, so nothing lies below it.")
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, name: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, name, override)]
+    if node.get(name) is None:
+        node[name] = {}
+    return node[name]
+
+
+def _position(node: list, name: str, override: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise UserError(f"Override {override!r}: {name!r} is not an entry of a list of {len(node)}: count from 0.")
+    return int(name)
+
+
+def _check_keys(cls: type[BaseModel], tree: Any, prefix: str, source: str) -> None:
+    if not isinstance(tree, dict):
+        return
+    for key, value in tree.items():
+        if key not in cls.model_fields:
+            where = f" in {source}" if source else ""
+            raise UserError(f"Unknown key {prefix}{key}{where}{_hint(str(key), cls.model_fields)}.")
+        nested = _section_of(cls.model_fields[key].annotation)
+        if nested is not None:
+            entries = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
+            for number, entry in entries:
+                _check_keys(nested, entry, f"{prefix}{key}." + ("" if number is None else f"{number}."), source)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _section_of(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _hint(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f": did you mean {near[0]}?" if near else f": known are {', '.join(known)}"

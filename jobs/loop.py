@@ -1,0 +1,331 @@
+"""The training loop of one worker: batches in, optimiser steps, metrics, checkpoints, and the model at the end."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs import checkpoint, storage
+from jobs.config import TrainConfig
+from jobs.deepspeed_config import build_engine
+from jobs.optimizer import learning_rate, set_learning_rate
+from jobs.progress import Record
+from padt.errors import UserError
+from padt.losses import LossSettings
+from padt.tasks import TaskOptions
+from pipelines.mixture import Plan
+from pipelines.reader import ReaderOptions, TrainingReader
+
+logger = logging.getLogger(__name__)
+
+# Detached parts of the loss that are logged as train/<name>.
+_LOSSES = ("token", "box", "mask", "score")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything a worker needs, sent once by the driver.
+
+    Attributes:
+        config: the resolved configuration.
+        plan: order of samples.
+        total_steps: optimiser steps of the run.
+        warm_steps: steps in which the decoder gets prototypes.
+        run_id: MLflow run.
+        mailbox: actor that takes records, or None.
+    """
+
+    config: TrainConfig
+    plan: Plan
+    total_steps: int
+    warm_steps: int
+    run_id: str | None = None
+    mailbox: Any = None
+
+
+def loss_settings(config: TrainConfig) -> LossSettings:
+    """``LossSettings`` of a configuration.
+
+    Raises:
+        UserError: a key is unknown (names the nearest).
+    """
+    import difflib
+
+    known = [entry.name for entry in fields(LossSettings)]
+    for key in config.loss:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f": did you mean loss.{near[0]}?" if near else f": known are {', '.join(known)}."
+            raise UserError(f"Unknown key loss.{key}{hint}")
+    return LossSettings(**config.loss)
+
+
+def train_worker(payload: dict[str, Any]) -> None:
+    """Ray Train's entry: the loop of one worker (rank from Ray Train's context).
+
+    Args:
+        payload: ``{"job": TrainJob}``.
+    """
+    import ray.train
+    import ray.train.torch
+
+    job: TrainJob = payload["job"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    torch.set_num_threads(job.config.threads_per_worker)
+    if not job.config.gpu and torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    begun = time.monotonic()
+    model, processor = load_for_training(job.config, ray.train.torch.get_device())
+    engine, scales = build_engine(model, job.config)
+    session = Session(job, rank, engine, scales, processor)
+    start = ray.train.get_checkpoint()
+    if start is not None:
+        with start.as_directory() as folder:
+            session.restore(Path(folder))
+        session.note(f"goes on from the checkpoint of step {session.step}")
+    session.note(f"worker ready after {time.monotonic() - begun:.1f} s")
+    session.run(_report)
+    session.export()
+    # Everybody leaves together: a rank that ends early would take the group down while rank 0 still writes.
+    dist.barrier()
+
+
+def _report(folder: Path, step: int) -> None:
+    import ray.train
+
+    ray.train.report(
+        {"step": step},
+        checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+        checkpoint_dir_name=f"step-{step:08d}",
+    )
+
+
+def load_for_training(config: TrainConfig, device: torch.device) -> tuple[Any, Any]:
+    """Model (in fp32, or bf16 on request) and processor of a configuration."""
+    from padt.loading import load_model
+
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model = load_model(config.model, dtype=dtype, device=device, attn_implementation=config.attn_implementation)
+    processor, model.processor = model.processor, None
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model, processor
+
+
+@dataclass
+class Meter:
+    """Sums since the last record."""
+
+    begun: float = field(default_factory=time.perf_counter)
+    batches: int = 0
+    samples: int = 0
+    tokens: int = 0
+    total: torch.Tensor | None = None
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, total: torch.Tensor, parts: dict[str, torch.Tensor], samples: int, tokens: int) -> None:
+        """Count one batch; losses stay on their device."""
+        self.batches += 1
+        self.samples += samples
+        self.tokens += tokens
+        self.total = total if self.total is None else self.total + total
+        for name in _LOSSES:
+            if name in parts:
+                value = parts[name].detach().float()
+                self.parts[name] = value if name not in self.parts else self.parts[name] + value
+
+
+class Session:
+    """One rank's training run. Every rank makes the same sequence of collective calls, whatever its data."""
+
+    def __init__(self, job: TrainJob, rank: int, engine: Any, scales: list[float], processor: Any) -> None:
+        self.job = job
+        self.rank = rank
+        self.engine = engine
+        self.scales = scales
+        self.processor = processor
+        self.settings = loss_settings(job.config)
+        self.step = 0
+        self.samples = 0
+        self._grad_norm: float | None = None
+
+    def note(self, text: str) -> None:
+        """Send the driver a line of text (rank 0 only)."""
+        self._send(Record(self.step, self.job.total_steps, {}, kind="note", text=text))
+
+    def _send(self, record: Record) -> None:
+        if self.rank == 0 and self.job.mailbox is not None:
+            self.job.mailbox.put.remote(record)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: data, seed, batch size or number of workers changed, or the checkpoint is damaged.
+        """
+        checkpoint.check_plan(checkpoint.read_state(folder).plan, self.job.plan.fingerprint())
+        state = checkpoint.load(self.engine, folder, self.rank)
+        self.step, self.samples = state.step, state.samples
+
+    def run(self, report: Callable[[Path, int], None]) -> None:
+        """Train to the last step.
+
+        Args:
+            report: called by all ranks together with a folder that holds this rank's part of a checkpoint.
+
+        Raises:
+            UserError: a sample cannot be read, or the loss is not finite.
+        """
+        config, total = self.job.config, self.job.total_steps
+        if self.step >= total:
+            return
+        reader = self._reader()
+        meter = Meter()
+        wait = 0.0
+        for number, batch in reader:
+            boundary = (number + 1) % config.accumulation == 0
+            self._train_batch(number, batch, boundary, meter)
+            if not boundary:
+                continue
+            self.step += 1
+            if self.step % config.log_every == 0 or self.step == total:
+                self._log(meter, reader.wait_seconds - wait)
+                meter, wait = Meter(), reader.wait_seconds
+            if config.checkpoint.every and self.step % config.checkpoint.every == 0 and self.step < total:
+                self._checkpoint(report)
+        reader.close()
+
+    def _reader(self) -> TrainingReader:
+        job, config = self.job, self.job.config
+        options = config.reader
+        return TrainingReader(
+            job.plan,
+            self.rank,
+            config.model,
+            TaskOptions(**config.task.model_dump()),
+            start=self.step * config.accumulation,
+            stop=job.total_steps * config.accumulation,
+            options=ReaderOptions(
+                ray=options.ray,
+                processes=options.processes,
+                batches_per_task=options.batches_per_task,
+                prefetch=options.prefetch,
+            ),
+            processor=self.processor,
+        )
+
+    def _train_batch(self, number: int, batch: Any, boundary: bool, meter: Meter) -> None:
+        samples, tokens = len(batch.keys), int(batch.attention_mask.sum())
+        output = self.engine(
+            batch=batch.to(self.engine.device),
+            loss=self.settings,
+            prototypes_to_decoder=self.step < self.job.warm_steps,
+        )
+        total = output.total.detach().float()
+        if not math.isfinite(total.item()):
+            parts = ", ".join(f"{name} {float(output.parts[name]):.4g}" for name in _LOSSES if name in output.parts)
+            raise UserError(
+                f"The loss of step {self.step + 1} is {total.item()} on rank {self.rank} ({parts}; batch {number}, "
+                f"keys {', '.join(batch.keys)}): lower optimizer.lr, or look at these rows with `padt inspect`."
+            )
+        self.engine.backward(output.total)
+        if boundary:
+            rate = learning_rate(self.step, self.job.total_steps, self.job.config.optimizer)
+            set_learning_rate(self.engine.optimizer, rate, self.scales)
+            self._norm_before_step()
+        self.engine.step()
+        self.samples += samples * self.job.plan.world_size
+        meter.add(total, output.parts, samples, tokens)
+
+    def _norm_before_step(self) -> None:
+        """Without ZeRO DeepSpeed clips but does not tell the norm; with it the engine knows after the step."""
+        config = self.job.config
+        self._grad_norm = None
+        logged = (self.step + 1) % config.log_every == 0 or self.step + 1 == self.job.total_steps
+        if logged and config.zero_stage == 0 and config.precision == "fp32":
+            gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+            self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+
+    def _log(self, meter: Meter, waited: float) -> None:
+        """Average over all ranks (one collective) and send a record."""
+        seconds = time.perf_counter() - meter.begun
+        world = self.job.plan.world_size
+        names = sorted(meter.parts)
+        assert meter.total is not None  # a record follows at least one batch
+        values = torch.stack([meter.total, *(meter.parts[name] for name in names)]) / meter.batches
+        counts = torch.tensor([meter.samples, meter.tokens, waited / seconds], device=values.device)
+        joined = torch.cat([values.float(), counts])
+        if world > 1:
+            dist.all_reduce(joined)
+        mean = (joined / world).tolist()
+        norm = self._grad_norm if self._grad_norm is not None else self.engine.get_global_grad_norm()
+        metrics = {
+            "train/loss": mean[0],
+            **{f"train/loss_{name}": mean[1 + i] for i, name in enumerate(names)},
+            "train/lr": learning_rate(self.step - 1, self.job.total_steps, self.job.config.optimizer),
+            "train/epoch": self.step * self.job.config.accumulation / self.job.plan.batches_per_epoch,
+            "perf/samples_per_s": float(joined[-3]) / seconds,
+            "perf/tokens_per_s": float(joined[-2]) / seconds,
+            "perf/data_wait_frac": mean[-1],
+            "perf/step_seconds": seconds * self.job.config.accumulation / meter.batches,
+        }
+        if norm is not None:
+            metrics["train/grad_norm"] = float(norm)
+        self._send(Record(self.step, self.job.total_steps, metrics))
+
+    def _checkpoint(self, report: Callable[[Path, int], None]) -> None:
+        batch = self.step * self.job.config.accumulation
+        state = checkpoint.LoopState(
+            step=self.step,
+            batch=batch,
+            epoch=batch // self.job.plan.batches_per_epoch,
+            plan=self.job.plan.fingerprint(),
+            run_id=self.job.run_id,
+            samples=self.samples,
+        )
+        with checkpoint.scratch_folder() as folder:
+            checkpoint.save(self.engine, state, folder, self.rank)
+            report(folder, self.step)
+
+    def export(self) -> None:
+        """Write the trained model to ``<output>/model``. All ranks take part (ZeRO 3 gathers the weights)."""
+        config = self.job.config
+        if config.zero_stage == 3:
+            weights = gather_weights(self.engine.module, self.rank)
+            if self.rank == 0:
+                model, _ = load_for_training(config, torch.device("cpu"))
+                model.load_state_dict(weights)
+        else:
+            model = self.engine.module
+        if self.rank != 0:
+            return
+        from padt.loading import save_model
+
+        model.eval()
+        target = storage.join(config.output, "model")
+        storage.publish_folder(target, lambda folder: save_model(model, self.processor, folder))
+
+
+def gather_weights(module: torch.nn.Module, rank: int) -> dict[str, torch.Tensor]:
+    """Whole weights of a ZeRO-3 module on rank 0 (empty elsewhere), one tensor at a time; all ranks must call it."""
+    import deepspeed
+
+    weights: dict[str, torch.Tensor] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        whole = hasattr(parameter, "ds_id")
+        with deepspeed.zero.GatheredParameters([parameter]) if whole else nullcontext():
+            if rank == 0:
+                weights[name] = parameter.detach().cpu().clone()
+    if rank == 0:
+        kept = set(module.state_dict().keys())
+        weights.update({name: b.detach().cpu().clone() for name, b in module.named_buffers() if name in kept})
+    return weights

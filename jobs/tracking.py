@@ -1,0 +1,167 @@
+"""MLflow with one writer: a run that is started once, resumed after a restart, and never gets a step twice."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+PARAM_LENGTH = 500
+PARAMS_PER_BATCH = 100
+METRICS_PER_BATCH = 1000
+
+
+def tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI`` where set, else a SQLite file in the working folder (MLflow refuses plain folders)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def client() -> Any:
+    """MLflow client on ``tracking_uri()``; the registry lives in the same place."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri(), registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri())
+
+
+class TrackedRun:
+    """One MLflow run. Every metric is written once: records of a step at or before ``last_step`` are left out."""
+
+    def __init__(self, mlflow_client: Any, run_id: str, last_step: int = -1) -> None:
+        self.client = mlflow_client
+        self.run_id = run_id
+        self.last_step = last_step
+
+    def log_params(self, tree: Mapping[str, Any]) -> None:
+        """Log a nested configuration as dotted parameters; values are cut to MLflow's limits."""
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in flatten(tree).items()]
+        for start in range(0, len(params), PARAMS_PER_BATCH):
+            self.client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log a record of optimiser step ``step``; does nothing where that step is already there."""
+        if step <= self.last_step:
+            return
+        self._write(step, metrics)
+        self.last_step = step
+
+    def log_summary(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log closing figures (evaluation, totals), whatever step was last."""
+        self._write(step, metrics)
+
+    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(k, float(v), now, step) for k, v in metrics.items() if math.isfinite(float(v))]
+        for start in range(0, len(entries), METRICS_PER_BATCH):
+            self.client.log_batch(self.run_id, metrics=entries[start : start + METRICS_PER_BATCH])
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store a small text as an artifact."""
+        self.client.log_text(self.run_id, text, name)
+
+    def log_file(self, path: str | Path, folder: str | None = None) -> None:
+        """Store a file as an artifact."""
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags."""
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, key, str(value))
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Close the run: ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        self.client.set_terminated(self.run_id, status)
+
+
+def start_run(
+    experiment: str,
+    name: str,
+    *,
+    parent_run_id: str | None = None,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> TrackedRun:
+    """Start a run, or go on with an earlier one.
+
+    Args:
+        experiment: created if needed.
+        name: name of the run.
+        parent_run_id: run of the recipe that this is a stage of.
+        run_id: an earlier run to go on with; a new one is started where it is gone.
+        tags: further tags.
+    """
+    mlflow_client = client()
+    if run_id is not None:
+        resumed = _resume(mlflow_client, run_id)
+        if resumed is not None:
+            return resumed
+    found = mlflow_client.get_experiment_by_name(experiment)
+    if found is not None:
+        experiment_id = found.experiment_id
+    else:
+        experiment_id = mlflow_client.create_experiment(experiment, artifact_location=_artifact_folder())
+    all_tags = {**git_tags(), **(tags or {})}
+    if parent_run_id is not None:
+        all_tags["mlflow.parentRunId"] = parent_run_id
+    run = mlflow_client.create_run(experiment_id, run_name=name, tags=all_tags)
+    return TrackedRun(mlflow_client, run.info.run_id)
+
+
+def _resume(mlflow_client: Any, run_id: str) -> TrackedRun | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = mlflow_client.get_run(run_id)
+    except MlflowException:
+        logger.warning("MLflow at %s has no run %s any more: a new one is started", tracking_uri(), run_id)
+        return None
+    last = -1
+    if "train/loss" in run.data.metrics:
+        last = max(entry.step for entry in mlflow_client.get_metric_history(run_id, "train/loss"))
+    mlflow_client.update_run(run_id, status="RUNNING")
+    return TrackedRun(mlflow_client, run_id, last)
+
+
+def _artifact_folder() -> str | None:
+    """Beside the SQLite file, wherever later commands are started; None = a server decides itself."""
+    uri = tracking_uri()
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns").as_uri()
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}, "c": [{"d": 2}]}`` -> ``{"a.b": 1, "c.0.d": 2}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+            flat.update(flatten({str(i): entry for i, entry in enumerate(value)}, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def git_tags() -> dict[str, str]:
+    """Commit of the code that runs, where it is a git checkout."""
+    import subprocess
+
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit}

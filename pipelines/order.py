@@ -1,0 +1,67 @@
+"""Order of samples and batches: pure functions of ``(seed, epoch)``.
+
+There is no generator state to save or to keep equal on all ranks: whoever knows the seed, the epoch and the number of a
+batch knows the samples in it.
+"""
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+
+LastBatch = Literal["fill", "drop"]
+
+
+def stream(*parts: object) -> np.random.Generator:
+    """Random numbers that depend on the given parts alone, equal on every machine and Python version."""
+    digest = hashlib.blake2b("|".join(str(part) for part in parts).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Permutation of ``count`` samples, ``(count,)`` int64."""
+    return stream("order", seed, epoch).permutation(count)
+
+
+def batch_count(count: int, global_batch: int, last: LastBatch) -> int:
+    """Number of global batches in an epoch of ``count`` samples."""
+    return count // global_batch if last == "drop" else -(-count // global_batch)
+
+
+def epoch_batches(
+    sizes: np.ndarray, global_batch: int, seed: int, epoch: int, *, window: int = 32, last: LastBatch = "fill"
+) -> np.ndarray:
+    """Samples of every global batch of an epoch.
+
+    The epoch's permutation is cut into windows of ``window`` batches; inside a window samples are sorted by size, cut
+    into batches, and then the batches of the whole epoch are shuffled. So images of one batch have similar patch grids
+    (little padding), while the batch is still a random draw of its size.
+
+    Args:
+        sizes: sort key of each sample of the epoch (patch grid), ``(count,)``.
+        global_batch: samples of all ranks in one step.
+        seed: the run's seed.
+        epoch: number of the epoch, from 0.
+        window: batches sorted together; 1 = no sorting.
+        last: ``fill`` completes the last batch from the start of the same order, ``drop`` leaves it out.
+
+    Returns:
+        ``(batches, global_batch)`` int64 positions in ``sizes``.
+    """
+    count = len(sizes)
+    batches = batch_count(count, global_batch, last)
+    order = epoch_order(count, seed, epoch)
+    # np.resize repeats the order from its start where it is too short, and cuts it where it is too long.
+    order = np.resize(order, batches * global_batch)
+    if window > 1:
+        span = window * global_batch
+        for start in range(0, len(order), span):
+            part = order[start : start + span]
+            order[start : start + span] = part[np.argsort(sizes[part], kind="stable")]
+    table = order.reshape(batches, global_batch)
+    return table[stream("batches", seed, epoch).permutation(batches)]
+
+
+def rank_part(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """Samples of one rank in a global batch: every ``world_size``-th, so that ranks get equal sizes of image."""
+    return batch[rank::world_size]

@@ -1,0 +1,324 @@
+"""Training reader: from a plan to collated batches of one rank.
+
+The pure core reads one row, renders and encodes it (``SampleSource``). The Ray edge runs that core in reading
+processes: Ray Data carries batch numbers in and encoded samples (bytes) out, in order, ahead of the consumer.
+"""
+
+import logging
+import posixpath
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from padt.errors import UserError
+from padt.tasks import TaskOptions, render
+from pipelines.index import SetIndex
+from pipelines.mixture import Plan, SampleRef
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """How samples are read.
+
+    Attributes:
+        ray: use Ray Data processes; False reads in a thread of the calling process.
+        processes: reading processes of this rank.
+        batches_per_task: batches made by one Ray task.
+        prefetch: collated batches that wait for the consumer.
+        segment: batches of one Ray Data execution; bounds its bookkeeping in long runs.
+        cache_bytes: row groups kept in a reading process.
+        memory_bytes: encoded samples that may wait in the object store.
+    """
+
+    ray: bool = True
+    processes: int = 1
+    batches_per_task: int = 4
+    prefetch: int = 4
+    segment: int = 4096
+    cache_bytes: int = 256 * 2**20
+    memory_bytes: int = 512 * 2**20
+
+
+class RowReader:
+    """Random access to the rows of a prepared set; keeps recently read row groups in memory."""
+
+    def __init__(self, index: SetIndex, cache_bytes: int = 256 * 2**20) -> None:
+        self._index = index
+        self._cache_bytes = cache_bytes
+        self._files: dict[int, tuple[pq.ParquetFile, np.ndarray]] = {}
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._held = 0
+
+    def row(self, number: int) -> dict[str, Any]:
+        """Row ``number`` of the index as a dictionary of plain values; ``image.bytes`` is always filled.
+
+        Raises:
+            UserError: the shard or the linked image cannot be read (names key and file).
+        """
+        shard = int(self._index.shard[number])
+        key = self._index.keys[number].as_py()
+        location = posixpath.join(self._index.url, self._index.shards[shard])
+        try:
+            row = self._read(shard, int(self._index.row[number]), location)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"Row {key} cannot be read from shard {location}: {error}. Prepare the data set again."
+            ) from error
+        if row["key"] != key:
+            raise UserError(f"Shard {location} has {row['key']} where {key} was: it changed after training began.")
+        if row["image"]["bytes"] is None:
+            row["image"]["bytes"] = self._linked_image(row["image"]["path"], key)
+        return row
+
+    def _read(self, shard: int, position: int, location: str) -> dict[str, Any]:
+        if shard not in self._files:
+            self._files[shard] = _open(location)
+        file, ends = self._files[shard]
+        group = int(np.searchsorted(ends, position, side="right"))
+        table = self._groups.pop((shard, group), None)
+        if table is None:
+            table = file.read_row_group(group)
+            self._held += table.nbytes
+        self._groups[shard, group] = table
+        while self._held > self._cache_bytes and len(self._groups) > 1:
+            self._held -= self._groups.popitem(last=False)[1].nbytes
+        start = int(ends[group - 1]) if group else 0
+        return table.slice(position - start, 1).to_pylist()[0]
+
+    def _linked_image(self, path: str, key: str) -> bytes:
+        import fsspec
+
+        location = path if "://" in path or posixpath.isabs(path) else posixpath.join(self._index.url, path)
+        try:
+            with fsspec.open(location, "rb") as handle:
+                return handle.read()
+        except OSError as error:
+            raise UserError(
+                f"Image {location} of row {key} cannot be read: {error}. Put it back, or prepare the set without links."
+            ) from error
+
+
+def _open(location: str) -> tuple[pq.ParquetFile, np.ndarray]:
+    import fsspec
+
+    file = pq.ParquetFile(fsspec.open(location, "rb").open())
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+    return file, np.cumsum(sizes)
+
+
+class SampleSource:
+    """Reads, renders and encodes the samples of a plan's batches; the same in every process and in tests."""
+
+    def __init__(self, plan: Plan, processor: Any, task: TaskOptions, cache_bytes: int = 256 * 2**20) -> None:
+        """Args: processor: has ``encode(Sample)``; task: draws, without class names (each set brings its own)."""
+        self._plan = plan
+        self._view = plan.reader()
+        self._processor = processor
+        indices = plan.mixture.indices
+        self._rows = [RowReader(index, cache_bytes // len(indices)) for index in indices]
+        self._options = [replace(task, class_names=index.class_names) for index in indices]
+
+    def batch(self, number: int, rank: int) -> list[Any]:
+        """Encoded samples of one rank in global batch ``number``.
+
+        Raises:
+            UserError: a row cannot be read or encoded; names its key and shard.
+        """
+        epoch, refs = self._view.batch(number, rank)
+        return [self.sample(ref, epoch) for ref in refs]
+
+    def sample(self, ref: SampleRef, epoch: int) -> Any:
+        """Encode one sample; a pure function of the data, the plan's seed, the epoch and the sample."""
+        row = self._rows[ref.set].row(ref.row)
+        try:
+            rendered = render(row, ref.task, ref.item, ref.rng(self._plan.seed, epoch), self._options[ref.set])
+            return self._processor.encode(rendered)
+        except (UserError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
+            index = self._plan.mixture.indices[ref.set]
+            shard = posixpath.join(index.url, index.shards[int(index.shard[ref.row])])
+            raise UserError(f"Sample {ref.identity} (shard {shard}) cannot be trained on: {error}") from error
+
+
+class EncodeBatches:
+    """Ray Data map: a block of batch numbers becomes a block of encoded samples. One instance a reading process."""
+
+    def __init__(self, plan: Plan, processor_path: str, task: TaskOptions, rank: int, cache_bytes: int) -> None:
+        import ray
+
+        from padt.loading import load_processor
+
+        plan = ray.get(plan) if isinstance(plan, ray.ObjectRef) else plan
+        self._source = SampleSource(plan, load_processor(processor_path), task, cache_bytes)
+        self._rank = rank
+
+    def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
+        """Batch numbers ``item`` -> rows ``batch`` (number) and ``sample`` (bytes)."""
+        numbers: list[int] = []
+        samples: list[bytes] = []
+        for number in block["item"]:
+            encoded = [sample.to_bytes() for sample in self._source.batch(int(number), self._rank)]
+            numbers.extend([int(number)] * len(encoded))
+            samples.extend(encoded)
+        return pa.table({"batch": pa.array(numbers, pa.int64()), "sample": pa.array(samples, pa.large_binary())})
+
+
+class TrainingReader:
+    """Iterates the collated batches of one rank, from any global batch on.
+
+    A thread fetches and collates ahead. ``wait_seconds`` is the time the consumer stood waiting.
+
+    Args:
+        plan: order of the run.
+        rank: whose part of each batch.
+        processor_path: model folder that holds the processor.
+        task: options of the draws.
+        start, stop: first global batch, and the one after the last.
+        options: processes and prefetch.
+        processor: an already loaded processor (used for padding, and for encoding without Ray).
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int,
+        processor_path: str,
+        task: TaskOptions,
+        *,
+        start: int,
+        stop: int,
+        options: ReaderOptions | None = None,
+        processor: Any = None,
+    ) -> None:
+        from padt.loading import load_processor
+
+        self._plan = plan
+        self._rank = rank
+        self._path = processor_path
+        self._task = task
+        self._start = start
+        self._stop = stop
+        self._options = options or ReaderOptions()
+        self._processor = processor if processor is not None else load_processor(processor_path)
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=self._options.prefetch)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="training-reader", daemon=True)
+        self.wait_seconds = 0.0
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """Yield ``(global batch number, Batch)`` in order.
+
+        Raises:
+            UserError: a sample cannot be read or encoded.
+        """
+        self._thread.start()
+        try:
+            while True:
+                begun = time.perf_counter()
+                entry = self._queue.get()
+                self.wait_seconds += time.perf_counter() - begun
+                if entry is None:
+                    return
+                if isinstance(entry, BaseException):
+                    raise entry
+                yield entry
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop reading ahead; safe to call twice."""
+        self._closed.set()
+
+    def _produce(self) -> None:
+        from padt.batch import collate
+
+        try:
+            batches = self._with_ray() if self._options.ray else self._in_process()
+            for number, samples in batches:
+                if not self._put((number, collate(samples, self._processor.pad_token_id))):
+                    return
+            self._put(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            self._put(_cause(error))
+
+    def _put(self, entry: Any) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(entry, timeout=0.5)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _in_process(self) -> Iterator[tuple[int, list[Any]]]:
+        source = SampleSource(self._plan, self._processor, self._task, self._options.cache_bytes)
+        for number in range(self._start, self._stop):
+            yield number, source.batch(number, self._rank)
+
+    def _with_ray(self) -> Iterator[tuple[int, list[Any]]]:
+        import ray
+
+        plan = ray.put(self._plan)
+        expected = self._start
+        while expected < self._stop and not self._closed.is_set():
+            stop = min(self._stop, expected + self._options.segment)
+            for number, samples in self._segment(plan, expected, stop):
+                if number != expected:
+                    raise RuntimeError(f"Ray Data delivered batch {number} where batch {expected} was due.")
+                expected += 1
+                yield number, samples
+
+    def _segment(self, plan: Any, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
+        from padt.batch import EncodedSample
+
+        dataset = self._dataset(plan, start, stop)
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            numbers = block["batch"].to_numpy()
+            column = block["sample"]
+            edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
+            for first, last in zip(edges[:-1], edges[1:], strict=True):
+                # Views into the block's shared memory, not copies.
+                samples = [EncodedSample.from_bytes(column[i].as_buffer()) for i in range(first, last)]
+                yield int(numbers[first]), samples
+
+    def _dataset(self, plan: Any, start: int, stop: int) -> Any:
+        import ray
+
+        options = self._options
+        blocks = -(-(stop - start) // options.batches_per_task)
+        dataset = ray.data.from_items(list(range(start, stop)), override_num_blocks=blocks)
+        context = dataset.context
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.execution_options.preserve_order = True
+        # Each rank runs its own execution: without limits every one of them would count on the whole cluster.
+        context.execution_options.resource_limits = ray.data.ExecutionResources(
+            cpu=options.processes, object_store_memory=options.memory_bytes
+        )
+        return dataset.map_batches(
+            EncodeBatches,
+            fn_constructor_args=(plan, self._path, self._task, self._rank, options.cache_bytes),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=options.processes),
+            num_cpus=1,
+        )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The user's error inside what Ray wraps around it, else the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return UserError(str(seen)) if type(seen) is not UserError else seen
+        inner = getattr(seen, "cause", None)
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    return error
