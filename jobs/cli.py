@@ -1,0 +1,264 @@
+"""The command line `padt`: a thin dispatcher.
+
+Each verb imports what it needs when it runs, so that help is instant and `padt predict` works where only the model
+library is installed.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from jobs import console
+from padt import __version__
+from padt.errors import UserError
+
+app = typer.Typer(
+    name="padt",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="**PaDT on Ray**: from raw annotations to a served model that answers with pieces of the picture.\n\n"
+    "Start with `padt demo` (about ten minutes on two cores); every verb's `--help` shows examples.",
+)
+prepare = typer.Typer(no_args_is_help=True, help="Turn raw annotations into shards that training and evaluation read.")
+app.add_typer(prepare, name="prepare")
+
+# Which extra brings the packages that a verb may miss.
+EXTRAS = {
+    "prepare": "data",
+    "inspect": "data",
+    "train": "train",
+    "run": "all",
+    "demo": "all",
+    "evaluate": "eval",
+    "register": "train",
+    "compare": "train",
+    "predict": "train",  # only for models of the registry
+    "serve": "serve",
+    "submit": "train",
+}
+OPTIONAL_PACKAGES = {
+    *("ray", "deepspeed", "accelerate", "mlflow"),
+    *("pyarrow", "fsspec", "pydantic", "pycocotools", "faster_coco_eval"),
+    *("fastapi", "starlette", "multipart"),
+}
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, by dotted path.")]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="Run folder in place of the recipe's own; any URL.")]
+Redo = Annotated[
+    list[str] | None, typer.Option(help="Stage to make again, with everything that builds on it; repeatable.")
+]
+
+
+def examples(*lines: str) -> str:
+    """Command lines as the epilog of a verb's help."""
+    return "\n\n".join(["**Examples**", *(f"`{line}`" for line in lines)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 (failure), 2 (wrong use or input), 130 (interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = app(words, standalone_mode=False)
+    except UserError as error:
+        console.fail(str(error))
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in OPTIONAL_PACKAGES:
+            raise
+        verb = next((word for word in words if not word.startswith("-")), "")
+        console.fail(f"'padt {verb}' needs {package}: pip install 'padt[{EXTRAS.get(verb, 'all')}]'")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        console.fail("interrupted; run the same command again to go on")
+        return 130
+    except Exception as error:
+        # Click's own errors (typer vendors them under another name in some versions): wrong options and arguments.
+        if not hasattr(error, "format_message"):
+            raise
+        error.show()  # type: ignore[attr-defined]
+        return int(getattr(error, "exit_code", 2))
+    return status if isinstance(status, int) else 0
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More log lines.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    """Options of all verbs."""
+    if version:
+        typer.echo(f"padt {__version__}")
+        raise typer.Exit
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    console.set_up_logging(verbose)
+
+
+@app.command(
+    epilog=examples(
+        "padt train --config toy_pretrain model=pipelines/toy/base output=runs/pretrain data.sets.0.url=runs/toy/train",
+        "padt train -c finetune_pro model=/models/Qwen2.5-VL-3B output=s3://bucket/run workers=8 gpu=true zero_stage=2",
+    )
+)
+def train(
+    config: Annotated[str, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train one stage with Ray Train and DeepSpeed; run it again to go on after an interruption."""
+    from jobs.config import load_config
+    from jobs.train import run_train
+
+    result = run_train(load_config(config, overrides or ()))
+    rows = sorted(result.metrics.items())
+    console.out.print(console.table(f"{result.steps:,} steps in {result.seconds:.0f} s", ["metric", "last>"], rows))
+    console.out.print(f"model: {result.model_path}")
+
+
+@app.command(
+    epilog=examples(
+        "padt run toy",
+        "padt run toy finetune.optimizer.lr=1e-3 --output runs/higher-lr",
+        "padt run recipe.yaml --redo finetune",
+    )
+)
+def run(
+    recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a packaged recipe (toy).")],
+    overrides: Overrides = None,
+    output: Output = None,
+    redo: Redo = None,
+) -> None:
+    """Run the stages of a recipe that are not done yet.
+
+    A stage that was done under other options is never replaced silently: say `--redo STAGE`, or another `--output`.
+    """
+    from jobs.recipe import run_recipe
+
+    observer = console.StageLines()
+    result = run_recipe(recipe, overrides or (), output=output, redo=redo or (), observer=observer)
+    console.out.print(console.stages_table(result))
+    console.out.print(console.metrics_table("Scores", result.scores))
+    console.out.print(f"summary: {result.summary_path}")
+
+
+@app.command(
+    epilog=examples(
+        "padt register runs/toy/finetune/model --evaluation runs/toy/evaluate",
+        "padt register models:/padt/2 --alias champion --force",
+    )
+)
+def register(
+    model: Annotated[str, typer.Argument(help="Model folder, or models:/padt/3 for a version that is there already.")],
+    evaluation: Annotated[
+        list[str] | None, typer.Option("--evaluation", "-e", help="Folder of `padt evaluate`; repeatable.")
+    ] = None,
+    alias: Annotated[str, typer.Option(help="champion (through the gate), candidate, or any other.")] = "champion",
+    force: Annotated[bool, typer.Option(help="Give the alias against the gate's objections.")] = False,
+) -> None:
+    """Enter a model with its scores in the MLflow registry, and promote it if it passes the gate."""
+    from jobs.register import run_register
+
+    version = run_register(model, alias=alias, evaluations=evaluation or (), force=force)
+    for objection in version.objections:
+        console.err.print(f"gate: {objection}")
+    console.out.print(f"{version.uri} ({', '.join(version.aliases) or 'no alias'}): {version.source}")
+    if not version.promoted:
+        raise UserError(f"Version {version.version} did not become {alias}: see the gate's objections, or use --force.")
+
+
+@app.command(
+    epilog=examples(
+        "padt serve models:/padt@champion",
+        'curl -F image=@photo.jpg -F task=detect -F names="person,dog" http://127.0.0.1:8000/v1/predict',
+    )
+)
+def serve(
+    model: Annotated[str, typer.Argument(help="Model folder, or a registered one: models:/padt@champion.")],
+    host: Annotated[str, typer.Option(help="Interface to listen on; 0.0.0.0 = all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    engine_replicas: Annotated[int, typer.Option(min=1)] = 1,
+    engine_gpus: Annotated[float, typer.Option(min=0, help="GPUs of one engine.")] = 0.0,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Most requests answered together.")] = 8,
+) -> None:
+    """Serve a model over HTTP until Ctrl-C."""
+    from jobs.serve import Served, run_serve
+
+    def announce(served: Served) -> None:
+        console.out.print(f"{served.model} answers at {served.url}/v1/predict (description: {served.url}/docs)")
+
+    run_serve(
+        model,
+        host,
+        port,
+        announce,
+        engine_replicas=engine_replicas,
+        engine_gpus=engine_gpus,
+        max_batch_size=max_batch_size,
+        max_ongoing_requests=2 * max_batch_size,
+    )
+
+
+@app.command(
+    epilog=examples(
+        "padt submit toy --address http://HEAD:8265 --output s3://bucket/runs/toy",
+        "padt submit recipes/pro.yaml finetune.workers=16 --no-follow",
+    )
+)
+def submit(
+    recipe: Annotated[str, typer.Argument(help="Packaged name, or a YAML file inside the working directory.")],
+    overrides: Overrides = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Job address of the cluster's head.")
+    ] = "http://127.0.0.1:8265",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Run folder that the cluster can write to; any URL.")
+    ] = None,
+    redo: Redo = None,
+    working_dir: Annotated[str, typer.Option(help="Folder with the code, sent along (at most 100 MB).")] = ".",
+    submission_id: Annotated[str | None, typer.Option(help="In place of the one made from the arguments.")] = None,
+    follow: Annotated[bool, typer.Option(help="Pass the job's log on and wait for its end.")] = True,
+    again: Annotated[bool, typer.Option(help="Run it although the same submission has succeeded.")] = False,
+) -> None:
+    """Run a recipe as a Ray Job on a cluster; submitting the same thing again follows the job that runs."""
+    from jobs.submit import run_submit
+
+    result = run_submit(
+        recipe,
+        overrides or (),
+        address=address,
+        output=output,
+        working_dir=working_dir,
+        submission_id=submission_id,
+        redo=redo or (),
+        follow=follow,
+        again=again,
+        write=lambda text: typer.echo(text, nl=False),
+    )
+    console.err.print(f"{result.submission_id}: {result.status} {result.message}".rstrip())
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option("--output", "-o", help="Run folder.")] = "runs/demo",
+    fresh: Annotated[bool, typer.Option(help="Throw an earlier demo away first.")] = False,
+) -> None:
+    """The whole story on two cores: data, training, scores, a registered model, pictures, a served answer.
+
+    Run it again to go on where it stopped, or to see the table once more.
+    """
+    from jobs.demo import run_demo
+
+    result: Any = run_demo(output, fresh=fresh, observer=console.StageLines())
+    for drawn in result.tables():
+        console.out.print(drawn)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""How the command line looks: tables, progress lines, log lines. Nothing here knows what a verb does."""
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from jobs.records import Observer, RecipeResult, StageRecord
+
+# Results go to stdout; everything about how it goes goes to stderr, so that output can be piped.
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ROOMS = ("jobs", "pipelines", "padt", "serve")
+
+
+def set_up_logging(verbose: bool = False) -> None:
+    """Show the log lines of this project's rooms on stderr, and of other libraries only warnings."""
+    handler = RichHandler(console=err, show_path=False, show_level=False, log_time_format="[%X]", markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table; columns whose name ends in ``>`` are right-aligned, numbers are written for people."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        drawn.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(number(value) for value in row))
+    return drawn
+
+
+def metrics_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table:
+    """Metrics by row, evaluations by column; ``scores[evaluation][metric]``."""
+    names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
+    rows = [[name, *(metrics.get(name, "") for metrics in scores.values())] for name in names]
+    return table(title, ["metric", *(f"{evaluation}>" for evaluation in scores)], rows)
+
+
+def stages_table(result: RecipeResult) -> Table:
+    """What each stage of a recipe made, where, and how long it took."""
+    rows = [
+        [record.name, record.kind, record.seconds, "already done" if record.skipped else "done", shorter(record.folder)]
+        for record in result.stages
+    ]
+    return table(f"Recipe {result.name}", ["stage", "kind", "seconds>", "", "folder"], rows)
+
+
+class StageLines(Observer):
+    """Tells on stderr which stage begins and how it ended."""
+
+    def __init__(self) -> None:
+        super().__init__(self._begin, self._end)
+
+    def _begin(self, name: str, position: int, count: int) -> None:
+        err.rule(f"[bold]{position}/{count} {name}", align="left")
+
+    def _end(self, record: StageRecord) -> None:
+        if record.skipped:
+            err.print(f"{record.name}: already done ({shorter(record.folder)})")
+        else:
+            err.print(f"{record.name}: done in {record.seconds:.0f} s ({shorter(record.folder)})")
+
+
+def shorter(path: str) -> str:
+    """A path below the working folder without its head."""
+    here = f"{Path.cwd()}/"
+    return path.removeprefix(here)
+
+
+def number(value: Any) -> str:
+    """A value for a table: three digits after the point, thousands separated, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    return str(value)
+
+
+def fail(message: str) -> None:
+    """Write an error to stderr, unwrapped, so that it can be searched for."""
+    print(f"error: {message}", file=sys.stderr)

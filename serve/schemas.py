@@ -1,0 +1,92 @@
+"""What goes over HTTP: requests, answers and errors of ``/v1/predict`` and ``/v1/models``."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Task = Literal["detect", "refer", "caption", "text"]
+
+
+class Question(BaseModel):
+    """What is asked about the image; the fields that `application/json` and `multipart/form-data` share."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: Task = Field(description="detect needs `names`, refer needs `sentence`, text needs `prompt`.")
+    names: list[str] = Field(default_factory=list, description="Classes to detect.", max_length=200)
+    sentence: str = Field("", description="What to find, as in 'the red car on the left'.", max_length=2000)
+    prompt: str = Field("", description="A free prompt, sent to the model as it is.", max_length=8000)
+    mask: Literal["rle", "none"] = Field("rle", description="Masks as COCO run lengths, or none.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Longest answer; none = the server's limit.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Question":
+        needed = {"detect": "names", "refer": "sentence", "text": "prompt"}.get(self.task)
+        if needed and not getattr(self, needed):
+            raise ValueError(f"task '{self.task}' needs the field '{needed}'")
+        for field in ("names", "sentence", "prompt"):
+            if getattr(self, field) and field != needed:
+                raise ValueError(f"the field '{field}' does not belong to task '{self.task}'")
+        return self
+
+
+class PredictRequest(Question):
+    """A question with its image, as JSON."""
+
+    image: str = Field(description="The encoded picture (JPEG, PNG, ...) in base64; a data URL will do.", min_length=1)
+
+
+class PredictedObjectBody(BaseModel):
+    """One grounded thing."""
+
+    label: str
+    score: float = Field(description="Between 0 and 1.")
+    box: tuple[float, float, float, float] = Field(description="x0, y0, x1, y1 in pixels of the upright image.")
+    mask: dict[str, Any] | None = Field(description="COCO run lengths {size: [height, width], counts}, or null.")
+    patches: list[int] = Field(description="The Visual Reference Tokens: patch numbers, row-major in `grid`.")
+
+
+class PredictResponse(BaseModel):
+    """An answer."""
+
+    model: str
+    task: Task
+    text: str
+    objects: list[PredictedObjectBody]
+    width: int
+    height: int
+    grid: tuple[int, int] = Field(description="Rows and columns of patches.")
+    truncated: bool = Field(description="The answer was cut at max_new_tokens.")
+    warnings: list[str]
+    milliseconds: dict[str, float] = Field(description="Time spent: decode, answer (queue, batch, model).")
+
+
+class ModelCard(BaseModel):
+    """One entry of the model list."""
+
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: str = "padt"
+    source: str
+    device: str
+    tasks: list[Task]
+
+
+class ModelList(BaseModel):
+    """All models that answer here."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorDetail(BaseModel):
+    """Why a request was refused."""
+
+    code: str = Field(description="Stable name, for programs.")
+    message: str = Field(description="What is wrong and what to do about it, for people.")
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is not 2xx."""
+
+    error: ErrorDetail
