@@ -10,6 +10,7 @@ from PIL import Image
 from ray import serve
 
 from padt.errors import UserError
+from padt.tasks import CAPTION_PROMPT
 from serve.settings import AppArgs
 
 logger = logging.getLogger("ray.serve")
@@ -17,34 +18,45 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class Job:
-    """One question for the engine. ``request`` and ``settings`` are those of ``padt.prediction``."""
+    """One question for the engine. Plain values and a picture, so that the ingress needs no torch.
+
+    Attributes:
+        image: upright, RGB.
+        task: ``detect``, ``refer``, ``caption`` or ``text``.
+        prompt: the user's turn.
+        max_new_tokens: longest answer.
+        masks: whether masks are asked for.
+    """
 
     image: Image.Image
-    request: Any
-    settings: Any
+    task: str
+    prompt: str
+    max_new_tokens: int
+    masks: bool = True
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A prediction, or the reason why there is none (the user's to mend)."""
+    """A prediction as plain values (``Prediction.to_dict``), or the reason why there is none (the user's to mend)."""
 
-    prediction: Any = None
+    prediction: dict[str, Any] | None = None
     refusal: str | None = None
 
 
 def answer_jobs(model: Any, jobs: list[Job]) -> list[Outcome]:
     """Answer jobs together, as far as their settings agree; a job that is refused does not spoil the others."""
-    from padt.prediction import predict
+    from padt.prediction import GenerationSettings, Request, predict
 
-    by_settings: dict[Any, list[int]] = defaultdict(list)
+    by_settings: dict[GenerationSettings, list[int]] = defaultdict(list)
     for index, job in enumerate(jobs):
-        by_settings[job.settings].append(index)
+        by_settings[GenerationSettings(max_new_tokens=job.max_new_tokens, masks=job.masks)].append(index)
     outcomes: list[Outcome] = [Outcome()] * len(jobs)
     for settings, indices in by_settings.items():
         batch = [jobs[index] for index in indices]
+        requests = [Request(job.task, job.prompt) for job in batch]
         try:
-            predictions = predict(model, [job.image for job in batch], [job.request for job in batch], settings)
-            results = [Outcome(prediction) for prediction in predictions]
+            predictions = predict(model, [job.image for job in batch], requests, settings)
+            results = [Outcome(prediction.to_dict()) for prediction in predictions]
         except UserError as error:
             results = [Outcome(refusal=str(error))] if len(batch) == 1 else _one_by_one(model, batch)
         for index, result in zip(indices, results, strict=True):
@@ -77,10 +89,7 @@ class Engine:
 
     def _warm_up(self) -> None:
         # The first call pays for allocation and lazy imports; better here than in somebody's request.
-        from padt.prediction import GenerationSettings, caption_request
-
-        job = Job(Image.new("RGB", (112, 112), "grey"), caption_request(), GenerationSettings(max_new_tokens=4))
-        answer_jobs(self._model, [job])
+        answer_jobs(self._model, [Job(Image.new("RGB", (112, 112), "grey"), "caption", CAPTION_PROMPT, 4)])
 
     @serve.batch
     async def answer(self, jobs: list[Job]) -> list[Outcome]:

@@ -1,22 +1,36 @@
 """The ingress: HTTP in front of the engine. Checks and decodes requests; needs no model and no GPU."""
 
 import asyncio
+import logging
 import time
 from http import HTTPStatus
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from PIL import Image
 from ray import serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from padt import __version__
 from padt.errors import UserError
+from padt.tasks import CAPTION_PROMPT, detect_prompt, refer_prompt
 from serve.engine import Job, Outcome
 from serve.reading import RequestError, read_image, read_request
-from serve.schemas import ErrorBody, ModelCard, ModelList, PredictRequest, PredictResponse, Question, Task
+from serve.schemas import (
+    ErrorBody,
+    ModelCard,
+    ModelList,
+    PredictedObjectBody,
+    PredictRequest,
+    PredictResponse,
+    Question,
+    Task,
+)
 from serve.settings import AppArgs
+
+logger = logging.getLogger("ray.serve")
 
 READY_TIMEOUT_S = 2.0
 
@@ -28,7 +42,8 @@ api = FastAPI(
 )
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": HTTPStatus(status).phrase} for status in (400, 413, 415, 422, 503, 504)
+    status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
+    for status in (400, 413, 415, 422, 500, 503, 504)
 }
 _FORM_PROPERTIES = {
     "image": {"type": "string", "format": "binary"},
@@ -55,54 +70,46 @@ def refused(status: int, code: str, message: str, headers: dict[str, str] | None
     return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)
 
 
-def to_job(question: Question, image: Any, args: AppArgs) -> Job:
+def to_job(question: Question, image: Image.Image, args: AppArgs) -> Job:
     """A checked question and its image as the engine takes them.
 
     Raises:
-        RequestError: 422, a name or sentence is blank or asks for more tokens than the server gives.
+        RequestError: 422, a name or sentence is blank, or more tokens are asked for than the server gives.
     """
-    from padt.prediction import GenerationSettings, caption_request, detect_request, refer_request, text_request
-
     tokens = question.max_new_tokens or args.max_new_tokens
     if tokens > args.max_new_tokens:
         raise RequestError(422, "invalid_request", f"max_new_tokens: this server gives at most {args.max_new_tokens}.")
-    makers = {
-        "detect": lambda: detect_request(question.names),
-        "refer": lambda: refer_request(question.sentence),
-        "caption": caption_request,
-        "text": lambda: text_request(question.prompt),
-    }
     try:
-        request = makers[question.task]()
+        prompt = {
+            "detect": lambda: detect_prompt(question.names),
+            "refer": lambda: refer_prompt(question.sentence),
+            "caption": lambda: CAPTION_PROMPT,
+            "text": lambda: question.prompt,
+        }[question.task]()
     except UserError as error:
         raise RequestError(422, "invalid_request", str(error)) from error
-    return Job(image, request, GenerationSettings(max_new_tokens=tokens, mask=question.mask == "rle"))
+    return Job(image, question.task, prompt, tokens, masks=question.mask == "rle")
 
 
-def to_response(name: str, question: Question, prediction: Any, milliseconds: dict[str, float]) -> PredictResponse:
-    """A prediction of ``padt.prediction`` as the body of an answer."""
-    objects = [
-        {
-            "label": found.label,
-            "score": float(found.score),
-            "box": tuple(float(value) for value in found.box),
-            "mask": found.mask if question.mask == "rle" else None,
-            "patches": list(found.patches),
-        }
-        for found in prediction.objects
-    ]
+def to_response(
+    name: str, question: Question, prediction: dict[str, Any], milliseconds: dict[str, float]
+) -> PredictResponse:
+    """A prediction (``padt.prediction.Prediction.to_dict``) as the body of an answer."""
+    kept = {key: prediction[key] for key in ("text", "width", "height", "grid", "truncated", "warnings")}
     return PredictResponse(
         model=name,
         task=question.task,
-        text=prediction.text,
-        objects=objects,
-        width=prediction.width,
-        height=prediction.height,
-        grid=tuple(prediction.grid),
-        truncated=prediction.truncated,
-        warnings=list(prediction.warnings),
+        objects=[PredictedObjectBody.model_validate(found) for found in prediction["objects"]],
         milliseconds={key: round(value, 1) for key, value in milliseconds.items()},
+        **kept,
     )
+
+
+@api.exception_handler(Exception)
+async def internal_error(request: Request, error: Exception) -> JSONResponse:
+    """Whatever nobody foresaw: details go to the log, not to the client."""
+    logger.error("Request to %s failed", request.url.path, exc_info=error)
+    return refused(500, "internal_error", "The server failed on this request; its log says why.")
 
 
 @serve.deployment
@@ -131,16 +138,18 @@ class Ingress:
         except RequestError as error:
             return refused(error.status, error.code, str(error))
         decoded = time.perf_counter()
+        waiting = self._engine.answer.remote(job)
         try:
-            outcome: Outcome = await asyncio.wait_for(self._engine.answer.remote(job), self._args.request_timeout_s)
+            outcome: Outcome = await asyncio.wait_for(waiting, self._args.request_timeout_s)
         except BackPressureError:
             wait = {"Retry-After": str(self._args.retry_after_s)}
             return refused(503, "overloaded", f"Too many requests wait: try again in {wait['Retry-After']} s.", wait)
         except TimeoutError:
+            waiting.cancel()
             limit = self._args.request_timeout_s
             return refused(504, "timeout", f"No answer within {limit:g} s: ask for fewer tokens or try again later.")
-        if outcome.refusal is not None:
-            return refused(422, "invalid_request", outcome.refusal)
+        if outcome.prediction is None:
+            return refused(422, "invalid_request", outcome.refusal or "")
         milliseconds = {"decode": (decoded - started) * 1e3, "answer": (time.perf_counter() - decoded) * 1e3}
         body = to_response(self._args.name, question, outcome.prediction, milliseconds)
         # Masks make bodies large, so they are written by pydantic directly, once.

@@ -1,0 +1,128 @@
+"""The HTTP side on a real Serve, with an engine that needs no model."""
+
+import base64
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+pytest.importorskip("ray.serve")
+
+from ray import serve  # noqa: E402
+
+from serve.ingress import Ingress, api  # noqa: E402
+from serve.settings import AppArgs  # noqa: E402
+from tests.serve.fake_engine import FakeEngine  # noqa: E402
+from tests.serve.test_reading import encoded  # noqa: E402
+
+ARGS = AppArgs(
+    model="/models/fake",
+    max_body_mb=0.2,
+    max_image_pixels=50_000,
+    max_new_tokens=64,
+    request_timeout_s=1.0,
+    retry_after_s=3,
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster: None) -> Iterator[httpx.Client]:
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
+    engine = FakeEngine.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1, max_queued_requests=1)
+    ingress = Ingress.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=50)
+    serve.run(ingress.bind(engine.bind(), ARGS), name="http-test", route_prefix="/")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+        yield http
+    serve.shutdown()
+
+
+def ask(client: httpx.Client, **fields: object) -> httpx.Response:
+    image = base64.b64encode(encoded()).decode()
+    return client.post("/v1/predict", json={"image": image, "task": "caption", **fields})
+
+
+def test_json_and_form_get_the_same_answer(client: httpx.Client) -> None:
+    first = ask(client, task="detect", names=["circle", "square"]).json()
+    form = {"task": "detect", "names": "circle,square"}
+    second = client.post("/v1/predict", files={"image": ("a.png", encoded())}, data=form).json()
+    for answer in (first, second):
+        assert set(answer.pop("milliseconds")) == {"decode", "answer"}
+    assert first == second
+    assert first["objects"][0]["box"] == [0.0, 0.0, 60.0, 40.0]
+    assert first["objects"][0]["mask"]["size"] == [40, 60]
+    assert (first["width"], first["height"], first["grid"], first["model"]) == (60, 40, [2, 3], "padt")
+
+
+def test_masks_can_be_left_out(client: httpx.Client) -> None:
+    assert ask(client, mask="none").json()["objects"][0]["mask"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"task": "detect"}, 422, "invalid_request"),
+        ({"task": "refer", "sentence": "  "}, 422, "invalid_request"),
+        ({"max_new_tokens": 65}, 422, "invalid_request"),
+        ({"task": "text", "prompt": "refuse"}, 422, "invalid_request"),
+        ({"image": base64.b64encode(b"no picture").decode()}, 422, "image_unreadable"),
+        ({"image": base64.b64encode(encoded(300, 300)).decode()}, 413, "image_too_large"),
+        ({"image": "A" * 300_000}, 413, "body_too_large"),
+        ({"task": "text", "prompt": "slow"}, 504, "timeout"),
+    ],
+)
+def test_refusals_have_a_code_and_a_message(client: httpx.Client, fields: dict, status: int, code: str) -> None:
+    answer = ask(client, **fields)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert len(answer.json()["error"]["message"]) > 10
+
+
+def test_an_unknown_content_type_and_a_form_without_picture_are_refused(client: httpx.Client) -> None:
+    assert client.post("/v1/predict", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
+    answer = client.post("/v1/predict", files={"picture": ("a.png", encoded())}, data={"task": "caption"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "missing_image")
+
+
+def test_a_body_without_length_is_cut_off_too(client: httpx.Client) -> None:
+    pieces = (b"A" * 10_000 for _ in range(100))
+    answer = client.post("/v1/predict", content=pieces, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_a_crash_tells_no_secrets(client: httpx.Client) -> None:
+    answer = ask(client, task="text", prompt="crash")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.json()["error"]["code"] == "internal_error"
+
+
+def test_overload_is_answered_with_retry_after(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(client, task="text", prompt="slow"), range(8)))
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert refused, [answer.status_code for answer in answers]
+    assert all(answer.headers["retry-after"] == "3" for answer in refused)
+    assert refused[0].json()["error"]["code"] == "overloaded"
+
+
+def test_health_readiness_and_models(client: httpx.Client) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").status_code == 200
+    (card,) = client.get("/v1/models").json()["data"]
+    assert (card["id"], card["source"], card["device"]) == ("padt", "/models/fake", "cpu")
+
+
+def test_the_description_names_both_content_types_and_the_errors() -> None:
+    operation = api.openapi()["paths"]["/v1/predict"]["post"]
+    assert set(operation["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
+    assert {"200", "413", "422", "503"} <= set(operation["responses"])
+    json.dumps(api.openapi())
