@@ -1,6 +1,7 @@
 """What a prepared data set looks like on disk: columns of its shards, and why things are rejected.
 
-One row is one image. Changing anything here is a new schema version: a trainer refuses a set whose version is not its own.
+One row is one image. Changing anything here is a new schema version: a trainer refuses a set whose version is not its
+own.
 """
 
 import json
@@ -89,7 +90,7 @@ REJECT_SCHEMA = pa.schema(
     ],
     metadata={"padt_schema_version": str(SCHEMA_VERSION)},
 )
-"""One row for each rejected image, object, reference or caption. ``ann_id``: annotation; ``item_id``: sentence or caption."""
+"""One row for each reject. ``ann_id``: annotation that it is or refers to; ``item_id``: its sentence or caption id."""
 
 
 def _features(kind: pa.DataType) -> Any:
@@ -100,7 +101,7 @@ def _features(kind: pa.DataType) -> Any:
         return {"feature": _features(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
     if pa.types.is_list(kind):
         return [_features(kind.value_type)]
-    return {"dtype": str(kind), "_type": "Value"}
+    return {"dtype": "float32" if kind == pa.float32() else str(kind), "_type": "Value"}
 
 
 def _shard_schema() -> pa.Schema:

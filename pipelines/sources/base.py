@@ -1,0 +1,129 @@
+"""The form in which every source hands over what it read.
+
+A source is read twice, piece by piece: once for its header (images and categories), from which the shards are planned,
+and once for its pieces, which are sent to the shard of their image without being kept. So no process ever holds a whole
+annotation file, and a shard's task sees its own images' pieces only.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pipelines.manifest import Category
+
+Kind = Literal["image", "object", "reference", "caption"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """An image that a source lists.
+
+    Attributes:
+        image_id: as the source writes it.
+        file_name: as the source writes it.
+        width, height: in pixels, as the source says; None where it does not.
+    """
+
+    image_id: str
+    file_name: str
+    width: int | None
+    height: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Something that belongs to an image.
+
+    Attributes:
+        image_id: of the image, as ``ImageEntry`` has it.
+        kind: ``object``, ``reference`` or ``caption``.
+        text: the piece in JSON. Objects are COCO annotations; references ``{"ref_id", "sent_id", "text", "ann_ids"}``;
+            captions ``{"id", "text"}`` or, with tags to be resolved, ``{"id", "grounded"}``.
+    """
+
+    image_id: str
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Something that is left out, as ``pipelines.schema.REJECT_SCHEMA`` stores it.
+
+    Attributes:
+        image_id: of the image that it belongs to; empty where that is unknown.
+        kind: what it is.
+        reason: one of ``pipelines.schema.REJECT_REASONS``.
+        detail: what exactly is wrong, for people.
+        ann_id: id of the annotation, where it is one or refers to one.
+        item_id: id of the sentence or caption, where it is one.
+    """
+
+    image_id: str
+    kind: Kind
+    reason: str
+    detail: str = ""
+    ann_id: int | None = None
+    item_id: int | None = None
+
+
+@dataclass
+class Header:
+    """What a source says before its pieces.
+
+    Attributes:
+        images: entries in the order of the file, ids unique.
+        categories: classes in the order of the file.
+        rejects: images that cannot be used.
+        repairs: what was put right on the way, by repair.
+    """
+
+    images: list[ImageEntry] = field(default_factory=list)
+    categories: list[Category] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    repairs: Counter[str] = field(default_factory=Counter)
+
+
+class Source(Protocol):
+    """A data set in some format on disk."""
+
+    def files(self) -> list[tuple[str, str]]:
+        """Role (``annotations``, ``references``, ``captions``) and URL of every file that is read."""
+
+    def header(self) -> Header:
+        """Images and categories.
+
+        Raises:
+            UserError: a file is missing, cut off, or not of the format.
+        """
+
+    def pieces(self) -> Iterator[Piece | Reject]:
+        """Everything that belongs to an image, in the order of the files.
+
+        Raises:
+            UserError: as ``header``.
+        """
+
+
+def whole_number(value: Any) -> int | None:
+    """The value as an integer where it is one (``7``, ``7.0``; not ``True``, not text), else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not value.is_integer():
+        return None
+    number = int(value)
+    return number if -(2**63) <= number < 2**63 else None
+
+
+def identifier(value: Any) -> str | None:
+    """An id as text where it can be one (a whole number, or text in one line), else None."""
+    if isinstance(value, str) and value.strip() and value == plain_text(value):
+        return value
+    number = whole_number(value)
+    return None if number is None else str(number)
+
+
+def plain_text(text: str) -> str:
+    """Text with single spaces and without halves of surrogate pairs, which cannot be stored as UTF-8."""
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())

@@ -1,0 +1,127 @@
+"""RefCOCO's references: a pickle from the internet, read without running anything that it says.
+
+The layout is that of RefCOCO, RefCOCO+ and RefCOCOg: a list of references with ``ref_id``, ``ann_id``, ``image_id``,
+``split`` and ``sentences`` (each with ``sent_id`` and ``sent``). An ``ann_id`` may also be a list (several targets); -1
+in it means that nothing is referred to.
+"""
+
+import io
+import json
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from padt.errors import UserError
+from pipelines.sources.base import Piece, Reject, identifier, whole_number
+from pipelines.storage import open_input
+
+_REFERENCES = "Reference file"
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Takes lists, tuples, dictionaries, sets, text, bytes, numbers, booleans and None; refuses everything else.
+
+    A pickle can only reach code through ``find_class``, so what that refuses is never imported, let alone called.
+    """
+
+    _SETS = {("builtins", "set"): set, ("builtins", "frozenset"): frozenset}
+
+    def find_class(self, module: str, name: str) -> Any:
+        # Protocol 2 writes bytes as a call of _codecs.encode on Latin-1 text.
+        if (module, name) == ("_codecs", "encode"):
+            return _latin_bytes
+        if (module, name) in self._SETS:
+            return self._SETS[module, name]
+        raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to objects outside the file")
+
+
+def _latin_bytes(text: str, encoding: str) -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError("it encodes something that is not bytes")
+    return text.encode("latin-1")
+
+
+def load_plain_pickle(url: str) -> Any:
+    """What a pickle of plain containers, text and numbers holds.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds (or wants to call) anything else; then nothing of it runs.
+    """
+    with open_input(url, _REFERENCES) as handle:
+        content = handle.read()
+    try:
+        # Python 2 wrote text as bytes; RefCOCO's is ASCII, and a stray byte must not stop the file.
+        return _PlainUnpickler(io.BytesIO(content), encoding="utf-8", errors="replace").load()
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{_REFERENCES} {url} is refused: {error}. Only lists, dictionaries, text and numbers are read from a "
+            "pickle; get the file from its publisher again."
+        ) from error
+    except (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{_REFERENCES} {url} is damaged or not a pickle ({error}): get it again.") from error
+
+
+def load_refs(url: str) -> list[Any]:
+    """The references of a RefCOCO pickle.
+
+    Raises:
+        UserError: the file cannot be used; see ``load_plain_pickle``.
+    """
+    refs = load_plain_pickle(url)
+    if not isinstance(refs, list | tuple) or not refs:
+        raise UserError(f"{_REFERENCES} {url} does not hold a list of references: give a RefCOCO file 'refs(...).p'.")
+    if not any(isinstance(ref, dict) and "sentences" in ref for ref in refs):
+        raise UserError(f"{_REFERENCES} {url} has no reference with sentences: give a RefCOCO file 'refs(...).p'.")
+    return list(refs)
+
+
+def reference_pieces(refs: list[Any], split: str | None) -> Iterator[Piece | Reject]:
+    """One piece for every sentence of the references of a split (of all, where ``split`` is None).
+
+    Raises:
+        UserError: no reference belongs to the split.
+    """
+    splits = Counter(str(ref.get("split")) for ref in refs if isinstance(ref, dict))
+    if split is not None and split not in splits:
+        known = ", ".join(sorted(splits))
+        raise UserError(f"No reference belongs to split {split!r}: the file has {known}.")
+    for ref in refs:
+        if not isinstance(ref, dict):
+            yield Reject("", "reference", "reference_malformed", f"not a dictionary: {str(ref)[:100]}")
+            continue
+        if split is not None and str(ref.get("split")) != split:
+            continue
+        yield from _sentences(ref)
+
+
+def _sentences(ref: dict[str, Any]) -> Iterator[Piece | Reject]:
+    image_id, ref_id = identifier(ref.get("image_id")), whole_number(ref.get("ref_id"))
+    ann_ids = _annotation_ids(ref.get("ann_id"))
+    sentences = ref.get("sentences")
+    if not isinstance(sentences, list | tuple) or image_id is None or ref_id is None or ann_ids is None:
+        count = len(sentences) if isinstance(sentences, list | tuple) else 1
+        for _ in range(count):
+            detail = f"reference {ref.get('ref_id')!r} lacks ids or sentences"
+            yield Reject(image_id or "", "reference", "reference_malformed", detail)
+        return
+    for sentence in sentences:
+        text = sentence.get("sent", sentence.get("raw")) if isinstance(sentence, dict) else None
+        sent_id = whole_number(sentence.get("sent_id")) if isinstance(sentence, dict) else None
+        if not isinstance(text, str) or sent_id is None:
+            detail = f"a sentence of reference {ref_id} lacks text or sent_id"
+            yield Reject(image_id, "reference", "reference_malformed", detail)
+            continue
+        content = {"ref_id": ref_id, "sent_id": sent_id, "text": text, "ann_ids": ann_ids}
+        yield Piece(image_id, "reference", json.dumps(content))
+
+
+def _annotation_ids(value: Any) -> list[int] | None:
+    values = value if isinstance(value, list | tuple) else [value]
+    numbers = [whole_number(each) for each in values]
+    if any(number is None for number in numbers):
+        return None
+    return [number for number in numbers if number is not None and number != -1]
