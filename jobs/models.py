@@ -6,10 +6,6 @@ References are a path, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``. A pat
 import hashlib
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,25 +185,6 @@ def local_path(source: str) -> Path:
     return Path(re.sub(r"^file:(//)?", "", source)).expanduser()
 
 
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling of ``target`` that takes its name when the block ends well, and vanishes when it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if target.exists():
-            former = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
-            target.rename(former)
-            temporary.rename(target)
-            shutil.rmtree(former)
-        else:
-            temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _model_folder(path: Path, reference: str) -> Path:
     if not path.is_dir():
         hint = "check the path"
@@ -235,15 +212,18 @@ def _download(source: str, name: str, entry: Any) -> Path:
     key = hashlib.sha256(source.encode()).hexdigest()[:12]
     target = root / "models" / f"{name}-{entry.version}-{key}"
     if not target.is_dir():
-        import fsspec
+        # Needs fsspec, which a plain installation may lack; paths and local versions do without.
+        from jobs.storage import filesystem as open_filesystem
+        from jobs.storage import publish_folder
 
         try:
-            filesystem, inner = fsspec.core.url_to_fs(source)
-            with whole_folder(target) as temporary:
-                filesystem.get(inner.rstrip("/") + "/", str(temporary) + "/", recursive=True)
-        except (OSError, ImportError, ValueError) as error:
+            filesystem, inner = open_filesystem(source)
+            publish_folder(
+                str(target), lambda folder: filesystem.get(inner.rstrip("/") + "/", f"{folder}/", recursive=True)
+            )
+        except OSError as error:
             raise UserError(
                 f"Version {entry.version} of {name} lies at {source}, which cannot be read ({error}): check the "
-                "address, the credentials and that the fsspec package of its scheme is installed."
+                "address and the credentials."
             ) from error
     return _model_folder(target, source)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.models import find_model, parse_reference, resolve_model, whole_folder
+from jobs.models import find_model, parse_reference, resolve_model
 from jobs.register import Gate, RegisteredVersion, run_register
 from padt.errors import UserError
 
@@ -178,10 +178,3 @@ def test_wrong_folders_and_registries_are_named(uri, tmp_path):
         register(model_folder(run / "model"), uri, evaluations=[tmp_path / "nothing"])
     with pytest.raises(UserError, match="does not name a registered model"):
         parse_reference("models:/a/b/c")
-
-
-def test_a_folder_that_fails_half_way_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as temporary:
-        (temporary / "file").write_text("half")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,23 @@
+"""From predictions as JSON to objects that ``padt.draw`` draws. Needs nothing but the model library."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from padt.draw import DrawnObject
+
+from padt.rle import decode
+
+
+def found_objects(prediction: Mapping[str, Any]) -> list[DrawnObject]:
+    """Objects of ``Prediction.to_dict()``; their VRTs are emphasised."""
+    return [
+        DrawnObject(
+            label=found["label"],
+            score=found["score"],
+            box=tuple(found["box"]),
+            mask=decode(found["mask"]) if found.get("mask") else None,
+            patches=(),
+            vrts=tuple(found["patches"]),
+        )
+        for found in prediction["objects"]
+    ]

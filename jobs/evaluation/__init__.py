@@ -1,0 +1,1 @@
+"""Parts of ``padt evaluate``: what is asked, how it is answered, and what is left behind."""
