@@ -37,8 +37,8 @@ class SetConfig(Section):
 
     url: str
     tasks: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(TASKS, 1.0))
-    repeat: int = Field(1, ge=1)
-    items_per_image: int | None = Field(None, ge=1)
+    repeat: int = Field(default=1, ge=1)
+    items_per_image: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _check_tasks(self) -> "SetConfig":
@@ -60,7 +60,7 @@ class DataConfig(Section):
     """
 
     sets: list[SetConfig] = Field(min_length=1)
-    window: int = Field(32, ge=1)
+    window: int = Field(default=32, ge=1)
     last: Literal["fill", "drop"] = "fill"
 
 
@@ -68,10 +68,10 @@ class TaskConfig(Section):
     """Draws of prompts and answers: see ``padt.tasks.TaskOptions``. Class names come from each set's manifest."""
 
     vrt_rule: VRTRule = "random"
-    num_vrts: int = Field(5, ge=1)
-    max_names: int = Field(100, ge=1)
-    drop_names: float = Field(0.5, ge=0, le=1)
-    max_per_class: int = Field(50, ge=1)
+    num_vrts: int = Field(default=5, ge=1)
+    max_names: int = Field(default=100, ge=1)
+    drop_names: float = Field(default=0.5, ge=0, le=1)
+    max_per_class: int = Field(default=50, ge=1)
     skip_crowd: bool = False
 
 
@@ -86,9 +86,9 @@ class ReaderConfig(Section):
     """
 
     ray: bool = True
-    processes: int = Field(1, ge=1)
-    batches_per_task: int = Field(4, ge=1)
-    prefetch: int = Field(4, ge=1)
+    processes: int = Field(default=1, ge=1)
+    batches_per_task: int = Field(default=4, ge=1)
+    prefetch: int = Field(default=4, ge=1)
 
 
 class OptimizerConfig(Section):
@@ -105,16 +105,16 @@ class OptimizerConfig(Section):
         no_decay_1d: leave biases and norms without weight decay.
     """
 
-    lr: float = Field(2e-5, gt=0)
+    lr: float = Field(default=2e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     no_decay_1d: bool = True
-    clip: float = Field(1.0, ge=0)
-    warmup_steps: int | None = Field(None, ge=0)
-    warmup_fraction: float | None = Field(None, ge=0, le=1)
+    clip: float = Field(default=1.0, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    warmup_fraction: float | None = Field(default=None, ge=0, le=1)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    floor: float = Field(0.0, ge=0, le=1)
+    floor: float = Field(default=0.0, ge=0, le=1)
     lr_scale: dict[str, float] = Field(default_factory=dict)
     freeze: list[str] = Field(default_factory=list)
 
@@ -131,15 +131,15 @@ class PrototypeWarmupConfig(Section):
     The released recipe: the first quarter of the epochs, at most 300 steps.
     """
 
-    share: float = Field(0.25, ge=0, le=1)
-    max_steps: int = Field(300, ge=0)
+    share: float = Field(default=0.25, ge=0, le=1)
+    max_steps: int = Field(default=300, ge=0)
 
 
 class CheckpointConfig(Section):
     """Attributes: every: optimiser steps between checkpoints (0 = none); keep: newest ones that stay."""
 
-    every: int = Field(100, ge=0)
-    keep: int = Field(2, ge=1)
+    every: int = Field(default=100, ge=0)
+    keep: int = Field(default=2, ge=1)
 
 
 class TrackingConfig(Section):
@@ -182,11 +182,11 @@ class TrainConfig(Section):
     data: DataConfig
     task: TaskConfig = TaskConfig()
     reader: ReaderConfig = ReaderConfig()
-    batch_size: int = Field(16, ge=1)
-    accumulation: int = Field(1, ge=1)
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    seed: int = Field(42, ge=0)
+    batch_size: int = Field(default=16, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    seed: int = Field(default=42, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: dict[str, Any] = Field(default_factory=dict)
     prototype_warmup: PrototypeWarmupConfig = PrototypeWarmupConfig()
@@ -194,13 +194,13 @@ class TrainConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     gradient_checkpointing: bool = False
     attn_implementation: str = "auto"
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     gpu: bool = False
-    cpus_per_worker: float = Field(1, gt=0)
-    threads_per_worker: int = Field(1, ge=1)
-    max_failures: int = Field(3, ge=-1)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    threads_per_worker: int = Field(default=1, ge=1)
+    max_failures: int = Field(default=3, ge=-1)
     checkpoint: CheckpointConfig = CheckpointConfig()
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -84,16 +84,22 @@ def train_worker(payload: dict[str, Any]) -> None:
     if not job.config.gpu and torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     begun = time.monotonic()
-    model, processor = load_for_training(job.config, ray.train.torch.get_device())
-    engine, scales = build_engine(model, job.config)
-    session = Session(job, rank, engine, scales, processor)
     start = ray.train.get_checkpoint()
-    if start is not None:
-        with start.as_directory() as folder:
+    with start.as_directory() if start is not None else nullcontext() as folder:
+        state = checkpoint.read_state(Path(folder)) if folder is not None else None
+        if state is not None:
+            checkpoint.check_plan(state.plan, job.plan.fingerprint())
+        # Reading processes start while this one loads the model: both import for seconds.
+        reader = open_reader(job, rank, state.step if state is not None else 0)
+        reader.start()
+        model, processor = load_for_training(job.config, ray.train.torch.get_device())
+        engine, scales = build_engine(model, job.config)
+        session = Session(job, rank, engine, scales, processor)
+        if folder is not None:
             session.restore(Path(folder))
-        session.note(f"goes on from the checkpoint of step {session.step}")
+            session.note(f"goes on from the checkpoint of step {session.step}")
     session.note(f"worker ready after {time.monotonic() - begun:.1f} s")
-    session.run(_report)
+    session.run(reader, _report)
     session.export()
     # Everybody leaves together: a rank that ends early would take the group down while rank 0 still writes.
     dist.barrier()
@@ -106,6 +112,20 @@ def _report(folder: Path, step: int) -> None:
         {"step": step},
         checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
         checkpoint_dir_name=f"step-{step:08d}",
+    )
+
+
+def open_reader(job: TrainJob, rank: int, step: int) -> TrainingReader:
+    """Reader of one rank's batches from optimiser step ``step`` on."""
+    config = job.config
+    return TrainingReader(
+        job.plan,
+        rank,
+        config.model,
+        TaskOptions(**config.task.model_dump()),
+        start=step * config.accumulation,
+        stop=job.total_steps * config.accumulation,
+        options=ReaderOptions(**config.reader.model_dump()),
     )
 
 
@@ -170,25 +190,22 @@ class Session:
         """Go on from a checkpoint.
 
         Raises:
-            UserError: data, seed, batch size or number of workers changed, or the checkpoint is damaged.
+            UserError: the checkpoint is damaged.
         """
-        checkpoint.check_plan(checkpoint.read_state(folder).plan, self.job.plan.fingerprint())
         state = checkpoint.load(self.engine, folder, self.rank)
         self.step, self.samples = state.step, state.samples
 
-    def run(self, report: Callable[[Path, int], None]) -> None:
+    def run(self, reader: TrainingReader, report: Callable[[Path, int], None]) -> None:
         """Train to the last step.
 
         Args:
+            reader: batches from the current step on.
             report: called by all ranks together with a folder that holds this rank's part of a checkpoint.
 
         Raises:
             UserError: a sample cannot be read, or the loss is not finite.
         """
         config, total = self.job.config, self.job.total_steps
-        if self.step >= total:
-            return
-        reader = self._reader()
         meter = Meter()
         wait = 0.0
         for number, batch in reader:
@@ -203,25 +220,6 @@ class Session:
             if config.checkpoint.every and self.step % config.checkpoint.every == 0 and self.step < total:
                 self._checkpoint(report)
         reader.close()
-
-    def _reader(self) -> TrainingReader:
-        job, config = self.job, self.job.config
-        options = config.reader
-        return TrainingReader(
-            job.plan,
-            self.rank,
-            config.model,
-            TaskOptions(**config.task.model_dump()),
-            start=self.step * config.accumulation,
-            stop=job.total_steps * config.accumulation,
-            options=ReaderOptions(
-                ray=options.ray,
-                processes=options.processes,
-                batches_per_task=options.batches_per_task,
-                prefetch=options.prefetch,
-            ),
-            processor=self.processor,
-        )
 
     def _train_batch(self, number: int, batch: Any, boundary: bool, meter: Meter) -> None:
         samples, tokens = len(batch.keys), int(batch.attention_mask.sum())

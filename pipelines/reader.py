@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from padt.batch import EncodedSample, collate
 from padt.errors import UserError
 from padt.tasks import TaskOptions, render
 from pipelines.index import SetIndex
@@ -158,18 +159,26 @@ class EncodeBatches:
         from padt.loading import load_processor
 
         plan = ray.get(plan) if isinstance(plan, ray.ObjectRef) else plan
-        self._source = SampleSource(plan, load_processor(processor_path), task, cache_bytes)
+        processor = load_processor(processor_path)
+        self._source = SampleSource(plan, processor, task, cache_bytes)
+        self._padding = processor.pad_token_id
         self._rank = rank
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
-        """Batch numbers ``item`` -> rows ``batch`` (number) and ``sample`` (bytes)."""
+        """Batch numbers ``item`` -> rows ``batch`` (number), ``padding`` (token id) and ``sample`` (bytes)."""
         numbers: list[int] = []
         samples: list[bytes] = []
         for number in block["item"]:
             encoded = [sample.to_bytes() for sample in self._source.batch(int(number), self._rank)]
             numbers.extend([int(number)] * len(encoded))
             samples.extend(encoded)
-        return pa.table({"batch": pa.array(numbers, pa.int64()), "sample": pa.array(samples, pa.large_binary())})
+        return pa.table(
+            {
+                "batch": pa.array(numbers, pa.int64()),
+                "padding": pa.array([self._padding] * len(numbers), pa.int64()),
+                "sample": pa.array(samples, pa.large_binary()),
+            }
+        )
 
 
 class TrainingReader:
@@ -184,7 +193,6 @@ class TrainingReader:
         task: options of the draws.
         start, stop: first global batch, and the one after the last.
         options: processes and prefetch.
-        processor: an already loaded processor (used for padding, and for encoding without Ray).
     """
 
     def __init__(
@@ -197,30 +205,34 @@ class TrainingReader:
         start: int,
         stop: int,
         options: ReaderOptions | None = None,
-        processor: Any = None,
     ) -> None:
-        from padt.loading import load_processor
-
         self._plan = plan
         self._rank = rank
         self._path = processor_path
         self._task = task
-        self._start = start
+        self._first = start
         self._stop = stop
         self._options = options or ReaderOptions()
-        self._processor = processor if processor is not None else load_processor(processor_path)
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=self._options.prefetch)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._produce, name="training-reader", daemon=True)
+        self._thread: threading.Thread | None = None
         self.wait_seconds = 0.0
 
+    def start(self) -> None:
+        """Begin to read ahead; iterating does it too."""
+        if self._thread is None:
+            # Imports and loads in the calling thread: two threads importing transformers would trip over each other.
+            batches = self._with_ray() if self._options.ray else self._in_process(self._source())
+            self._thread = threading.Thread(target=self._produce, args=(batches,), name="training-reader", daemon=True)
+            self._thread.start()
+
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """Yield ``(global batch number, Batch)`` in order.
+        """Yield ``(global batch number, Batch)`` in order, once.
 
         Raises:
             UserError: a sample cannot be read or encoded.
         """
-        self._thread.start()
+        self.start()
         try:
             while True:
                 begun = time.perf_counter()
@@ -238,13 +250,10 @@ class TrainingReader:
         """Stop reading ahead; safe to call twice."""
         self._closed.set()
 
-    def _produce(self) -> None:
-        from padt.batch import collate
-
+    def _produce(self, batches: Iterator[tuple[int, int, list[EncodedSample]]]) -> None:
         try:
-            batches = self._with_ray() if self._options.ray else self._in_process()
-            for number, samples in batches:
-                if not self._put((number, collate(samples, self._processor.pad_token_id))):
+            for number, padding, samples in batches:
+                if not self._put((number, collate(samples, padding))):
                     return
             self._put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
@@ -259,27 +268,30 @@ class TrainingReader:
                 continue
         return False
 
-    def _in_process(self) -> Iterator[tuple[int, list[Any]]]:
-        source = SampleSource(self._plan, self._processor, self._task, self._options.cache_bytes)
-        for number in range(self._start, self._stop):
-            yield number, source.batch(number, self._rank)
+    def _source(self) -> tuple[SampleSource, int]:
+        from padt.loading import load_processor
 
-    def _with_ray(self) -> Iterator[tuple[int, list[Any]]]:
+        processor = load_processor(self._path)
+        return SampleSource(self._plan, processor, self._task, self._options.cache_bytes), processor.pad_token_id
+
+    def _in_process(self, source: tuple[SampleSource, int]) -> Iterator[tuple[int, int, list[EncodedSample]]]:
+        for number in range(self._first, self._stop):
+            yield number, source[1], source[0].batch(number, self._rank)
+
+    def _with_ray(self) -> Iterator[tuple[int, int, list[EncodedSample]]]:
         import ray
 
         plan = ray.put(self._plan)
-        expected = self._start
+        expected = self._first
         while expected < self._stop and not self._closed.is_set():
             stop = min(self._stop, expected + self._options.segment)
-            for number, samples in self._segment(plan, expected, stop):
+            for number, padding, samples in self._segment(plan, expected, stop):
                 if number != expected:
                     raise RuntimeError(f"Ray Data delivered batch {number} where batch {expected} was due.")
                 expected += 1
-                yield number, samples
+                yield number, padding, samples
 
-    def _segment(self, plan: Any, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
-        from padt.batch import EncodedSample
-
+    def _segment(self, plan: Any, start: int, stop: int) -> Iterator[tuple[int, int, list[EncodedSample]]]:
         dataset = self._dataset(plan, start, stop)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             numbers = block["batch"].to_numpy()
@@ -288,7 +300,7 @@ class TrainingReader:
             for first, last in zip(edges[:-1], edges[1:], strict=True):
                 # Views into the block's shared memory, not copies.
                 samples = [EncodedSample.from_bytes(column[i].as_buffer()) for i in range(first, last)]
-                yield int(numbers[first]), samples
+                yield int(numbers[first]), int(block["padding"][first].as_py()), samples
 
     def _dataset(self, plan: Any, start: int, stop: int) -> Any:
         import ray
