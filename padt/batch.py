@@ -160,7 +160,8 @@ def mask_target(rle: dict[str, Any], h_vit: int, w_vit: int) -> np.ndarray:
 
     Args:
         rle: mask of the upright image.
-        h_vit, w_vit: grid of the resized image in ViT patches; each gives 4x4 cells.
+        h_vit: rows of the resized image in ViT patches; each gives 4x4 cells.
+        w_vit: columns.
 
     Returns:
         bool ``(4 h_vit, 4 w_vit)``.
@@ -243,7 +244,13 @@ def _foreground(samples: Sequence[EncodedSample], width: int) -> Tensor:
 
 
 def _objects(samples: Sequence[EncodedSample], patch_counts: list[int]) -> ObjectTargets:
-    counts, of_sample, positions, patches, images, boxes, masks = [], [], [], [], [], [], []
+    counts: list[int] = []
+    of_sample: list[int] = []
+    positions: list[int] = []
+    patches: list[int] = []
+    images: list[int] = []
+    boxes: list[tuple[float, float, float, float]] = []
+    masks: list[Tensor | None] = []
     first_image = first_patch = 0
     for row, sample in enumerate(samples):
         for group in sample.groups:

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -55,8 +56,8 @@ class ResizePolicy:
         except ValueError as error:
             raise ImageError(
                 "image_aspect_ratio",
-                f"An image of {width}x{height} pixels is too long and thin: crop it so that its sides differ by at most "
-                "a factor of 200.",
+                f"An image of {width}x{height} pixels is too long and thin: crop it so that its sides differ by at "
+                "most a factor of 200.",
             ) from error
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -91,11 +92,7 @@ def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) ->
     name = str(source) if isinstance(source, str | os.PathLike) else "the image"
     if isinstance(source, Image.Image):
         return _upright_rgb(source)
-    try:
-        handle = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else Path(source).open("rb")
-    except OSError as error:
-        raise ImageError("image_missing", f"{name} cannot be opened ({error.strerror}): check the path.") from error
-    with handle, warnings.catch_warnings():
+    with _open_bytes(source, name) as handle, warnings.catch_warnings():
         # Pillow's own bomb warning is replaced by the explicit budget below.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -113,6 +110,15 @@ def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) ->
             raise ImageError(
                 "image_unreadable", f"{name} is not a readable image ({error}): check that the file is whole."
             ) from error
+
+
+def _open_bytes(source: bytes | bytearray | memoryview | str | os.PathLike, name: str) -> BinaryIO:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    try:
+        return Path(source).open("rb")
+    except OSError as error:
+        raise ImageError("image_missing", f"{name} cannot be opened ({error.strerror}): check the path.") from error
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -9,6 +9,8 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.utils import logging as transformers_logging
 
 from padt.config import FeatureOrder, PaDTConfig
 from padt.errors import UserError
@@ -76,7 +79,9 @@ def load_config(path: str | os.PathLike, feature_order: FeatureOrder | None = No
         values.setdefault("feature_order", "reference" if layout == "released" else "raster")
     if isinstance(values.get("vl_decoder"), dict):
         # The released section fixes its attention kernel; ours follows the model's.
-        values["vl_decoder"] = {k: v for k, v in values["vl_decoder"].items() if k not in ("attn_implementation", "name")}
+        values["vl_decoder"] = {
+            k: v for k, v in values["vl_decoder"].items() if k not in ("attn_implementation", "name")
+        }
     config = PaDTConfig(**values)
     if feature_order is not None:
         config.feature_order = feature_order
@@ -111,13 +116,14 @@ def load_model(
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else (config.dtype or torch.bfloat16)
     try:
-        model, info = PaDTForConditionalGeneration.from_pretrained(
-            Path(path),
-            config=config,
-            dtype=dtype,
-            attn_implementation=resolve_attention(attn_implementation, target),
-            output_loading_info=True,
-        )
+        with _quiet_load_report():
+            model, info = PaDTForConditionalGeneration.from_pretrained(
+                Path(path),
+                config=config,
+                dtype=dtype,
+                attn_implementation=resolve_attention(attn_implementation, target),
+                output_loading_info=True,
+            )
     except OSError as error:
         raise UserError(f"The weights in {path} cannot be read ({error}): check that the folder is whole.") from error
     except RuntimeError as error:
@@ -183,6 +189,17 @@ def resolve_attention(choice: str, device: torch.device) -> str:
     resolved = ("flash_attention_2" if flash else "sdpa") if choice == "auto" else choice
     logger.info("attention of vision and language: %s (asked for: %s); object decoder: sdpa", resolved, choice)
     return resolved
+
+
+@contextmanager
+def _quiet_load_report() -> Iterator[None]:
+    """Silence transformers' table of missing keys: ``_check_keys`` says in one sentence what it means here."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _check_keys(path, layout: str, info: dict[str, Any]) -> None:

@@ -199,8 +199,8 @@ class PaDTProcessor(ProcessorMixin):
         highest = max((*group.vrts, *target.patches))
         if highest >= patches:
             raise UserError(
-                f"Sample {sample.key!r} names patch {highest} but its image has {patches} patches under this processor: "
-                "prepare the data set again with this model's --min-pixels and --max-pixels."
+                f"Sample {sample.key!r} names patch {highest} but its image has {patches} patches under this "
+                "processor: prepare the data set again with this model's --min-pixels and --max-pixels."
             )
         mask = mask_target(target.rle, *grid) if target.rle is not None else None
         return EncodedGroup(start, group.vrts, 0, np.asarray(target.patches, np.int64), target.box, mask)
@@ -224,7 +224,8 @@ class PaDTProcessor(ProcessorMixin):
         resized = [[self.resize(image) for image in group] for group in opened]
         grids = [[(p.shape[0] // VIT_PATCH, p.shape[1] // VIT_PATCH) for p in group] for group in resized]
         rows = [
-            self.prompt_ids(prompt, [h * w // 4 for h, w in group]) for prompt, group in zip(prompts, grids, strict=True)
+            self.prompt_ids(prompt, [h * w // 4 for h, w in group])
+            for prompt, group in zip(prompts, grids, strict=True)
         ]
         length = max(len(row) for row in rows)
         ids = torch.full((len(rows), length), self.pad_token_id)
@@ -245,7 +246,9 @@ def image_processor(settings: dict[str, Any] | None = None, policy: ResizePolicy
     """Qwen2.5-VL's image processor (Pillow, no torchvision) from a saved configuration or a resize policy."""
     if policy is not None:
         return Qwen2VLImageProcessorPil(size={"shortest_edge": policy.min_pixels, "longest_edge": policy.max_pixels})
-    known = {key: value for key, value in (settings or {}).items() if not key.endswith("_type") and key != "processor_class"}
+    known = {
+        key: value for key, value in (settings or {}).items() if not key.endswith("_type") and key != "processor_class"
+    }
     if "size" in known and not {"shortest_edge", "longest_edge"} <= set(known["size"]):
         known.pop("size")
     return Qwen2VLImageProcessorPil(**known)

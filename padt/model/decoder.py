@@ -61,8 +61,12 @@ class TwoWayBlock(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, config.intermediate_size), nn.GELU(), nn.Linear(config.intermediate_size, width)
         )
-        for index in range(1, 7):
-            self.add_module(f"norm{index}", Qwen2_5_VLRMSNorm(width, eps=1e-6))
+        self.norm1 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
+        self.norm2 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
+        self.norm3 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
+        self.norm4 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
+        self.norm5 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
+        self.norm6 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
 
     def forward(
         self,
@@ -142,7 +146,9 @@ class ObjectDecoder(nn.Module):
         features = self.input_projection(states) + self._embedding(self.vp_embedding)
         tokens = self._embedding(self.bbox_score_mask_tokens)
 
-        boxes, scores, masks = [], [], []
+        boxes: list[Tensor] = []
+        scores: list[Tensor] = []
+        masks: list[Tensor] = []
         per_chunk = max(1, CHUNK_ELEMENTS // max(1, high_res.shape[1] * high_res.shape[2]))
         pieces = features.split(counts)
         for start in range(0, len(counts), per_chunk):
@@ -189,9 +195,7 @@ class ObjectDecoder(nn.Module):
 
 
 def _three_layers(width: int, out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, out)
-    )
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
 
 
 def _pad_queries(tokens: Tensor, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,7 @@ class DynamicVocabularyHead(nn.Linear):
                 ``chunk_rows`` and recomputed in backward, so that no table of all rows is ever held.
             excluded: training only: ``(batch, rows, max_patches)``, True for VRTs that are neither rewarded nor
                 punished at a row (robust cross-entropy: the object's other foreground patches).
+            chunk_rows: training only: rows for which the vocabulary's logits are held at a time.
 
         Returns:
             Logits ``(batch, positions, V + max_patches)``, or the loss per row ``(batch, rows)``, 0 at padding.

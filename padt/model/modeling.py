@@ -83,6 +83,7 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.lm_head = DynamicVocabularyHead(width, config.text_config.vocab_size, bias=False)
         self.vis_norm = nn.LayerNorm(width)
         self.vis_proj = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False))
+        assert isinstance(config.vl_decoder, VLDecoderConfig)  # the configuration fills it in
         self.vl_decoder = ObjectDecoder(config.vl_decoder, config.feature_order)
         self.processor: Any = None
         self.post_init()
@@ -107,9 +108,7 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         """Image features from an output of the vision tower, as ``generate`` carries it."""
         merged = encoded.pooler_output
         merged = merged if isinstance(merged, Tensor) else torch.cat(list(merged))
-        return order_features(
-            self.model.visual, encoded.last_hidden_state, merged, grid_thw, self.config.feature_order
-        )
+        return order_features(self.model.visual, encoded.last_hidden_state, merged, grid_thw, self.config.feature_order)
 
     def prototypes_of(self, merged: Tensor) -> Tensor:
         """f_vp: merged features ``(patches, d)`` -> prototypes ``(patches, d)`` (paper, section 3.2)."""
@@ -307,7 +306,7 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         anchor = (boxes.sum() + scores.sum() + sum(rows.sum() for rows in masks)) * 0.0
         if empty:
             zero = anchor.detach()
-            return anchor, {name: zero for name in OBJECT_PARTS}
+            return anchor, dict.fromkeys(OBJECT_PARTS, zero)
         targets = objects.boxes.bfloat16() if settings.box_targets == "bfloat16" else objects.boxes
         box_parts, giou = box_losses(boxes.float(), targets)
         mask_parts = mask_losses(masks, objects.masks)
@@ -351,7 +350,7 @@ def _excluded_vrts(batch: Batch, offset: int) -> Tensor:
 
 
 def _init_decoder(decoder: ObjectDecoder) -> None:
-    """Xavier for every linear map, zero biases; small heads, so that first boxes and scores are central, not extreme."""
+    """Xavier for linear maps, zero biases; small heads, so that first boxes and scores are central, not extreme."""
     for module in decoder.modules():
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
@@ -361,7 +360,9 @@ def _init_decoder(decoder: ObjectDecoder) -> None:
             init.normal_(module.weight, std=0.5)
     # Scaled normal in place of Xavier: as small as a tenth of it.
     init.normal_(decoder.score_prediction.weight, std=0.1 * decoder.score_prediction.in_features**-0.5)
-    init.normal_(decoder.bbox_prediction[-1].weight, std=0.2 * decoder.bbox_prediction[-1].in_features**-0.5)
+    last = decoder.bbox_prediction[-1]
+    assert isinstance(last, nn.Linear)
+    init.normal_(last.weight, std=0.2 * last.in_features**-0.5)
 
 
 def _check_placeholders(counts: list[int], features: int) -> None:

@@ -104,7 +104,7 @@ def order_features(
 
 
 def pad_images(packed: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Split packed rows by image and pad: ``(rows, d)`` -> ``(images, max_count, d)`` and a mask ``(images, max_count)``."""
+    """Split packed rows by image and pad: ``(rows, d)`` -> ``(images, max, d)`` and a mask ``(images, max)``."""
     padded = pad_sequence(packed.split(counts), batch_first=True)
     sizes = torch.tensor(counts, device=packed.device)
     mask = torch.arange(padded.shape[1], device=packed.device)[None] < sizes[:, None]
