@@ -140,9 +140,9 @@ def _open(path: str) -> "Image.Image":
 def _draw(picture: "Image.Image", record: Mapping[str, Any]) -> "Image.Image":
     from padt.draw import draw_objects
 
-    from jobs.drawing import found_objects
+    from jobs.drawing import found_objects, readable
 
-    return draw_objects(picture, found_objects(record), grid=tuple(record["grid"]), caption=record["text"])
+    return draw_objects(picture, found_objects(record), grid=tuple(record["grid"]), caption=readable(record["text"]))
 
 
 def _names(paths: Sequence[str]) -> list[str]:

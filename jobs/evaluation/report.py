@@ -119,7 +119,7 @@ def contact_sheet_of(data: EvalSet, records: Sequence[Mapping[str, Any]], pictur
     Returns:
         A Pillow image, or None where no sample can be drawn.
     """
-    from jobs.drawing import found_objects
+    from jobs.drawing import found_objects, readable
     from padt.draw import contact_sheet, draw_objects
 
     by_id = {record["id"]: record for record in records}
@@ -137,7 +137,7 @@ def contact_sheet_of(data: EvalSet, records: Sequence[Mapping[str, Any]], pictur
         own = tuple(prediction.get("grid") or grid)
         title = {"refer": f"refer: {sample.sentence}", "detect": "detect", "caption": "caption"}[sample.task]
         drawn.append(draw_objects(image, _true_objects(row, sample), grid=grid, caption=_true_text(row, sample)))
-        drawn.append(draw_objects(image, found_objects(prediction), grid=own, caption=prediction["text"]))
+        drawn.append(draw_objects(image, found_objects(prediction), grid=own, caption=readable(prediction["text"])))
         titles += [f"{title} (truth)", "prediction"]
     return contact_sheet(drawn, columns=4, titles=titles) if drawn else None
 
@@ -168,7 +168,9 @@ def _true_objects(row: Mapping[str, Any], sample: EvalSample) -> list[Any]:
 
 
 def _true_text(row: Mapping[str, Any], sample: EvalSample) -> str | None:
-    return row["captions"][0]["text"] if sample.task == "caption" else sample.sentence
+    from jobs.drawing import readable
+
+    return readable(row["captions"][0]["text"]) if sample.task == "caption" else None
 
 
 def _spread(data: EvalSet, pictures: int) -> list[EvalSample]:

@@ -9,6 +9,7 @@ foreground patch, classes with more than 50 objects in an image, images with a s
 boxes. Its AP is higher and not comparable with official COCO AP.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any, Literal
 from padt.errors import UserError
 from padt.metrics.overlap import RLE, Box, compressed
 from padt.metrics.records import ObjectLike, Scores, check_ids
+
+logger = logging.getLogger(__name__)
 
 MAX_DETECTIONS = 100
 RELEASED_MAX_SIDE = 1288
@@ -213,9 +216,10 @@ def _average_precision(
     except ImportError as error:
         raise UserError("COCO AP needs faster-coco-eval: install it with `pip install 'padt[eval]'`.") from error
     # Both sides are copied: the evaluator writes its own fields into what it is given.
-    ground = COCO({**truth, "annotations": [dict(entry) for entry in truth["annotations"]]})
+    copied = {**truth, "annotations": [dict(entry) for entry in truth["annotations"]]}
+    ground = COCO(copied, print_function=logger.debug)
     found = ground.loadRes([dict(entry) for entry in results])
-    evaluator = COCOeval_faster(ground, found, kind)
+    evaluator = COCOeval_faster(ground, found, kind, print_function=logger.debug)
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
