@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from padt.draw import DrawnObject
-
 from padt.rle import decode
 
 _VRTS = re.compile(r"(?:<\|VRT_\d+\|>)+")

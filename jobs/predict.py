@@ -138,9 +138,8 @@ def _open(path: str) -> "Image.Image":
 
 
 def _draw(picture: "Image.Image", record: Mapping[str, Any]) -> "Image.Image":
-    from padt.draw import draw_objects
-
     from jobs.drawing import found_objects, readable
+    from padt.draw import draw_objects
 
     return draw_objects(picture, found_objects(record), grid=tuple(record["grid"]), caption=readable(record["text"]))
 

@@ -44,9 +44,8 @@ class ModelAnswerer:
 
     def load(self) -> Answerer:
         """Load the model."""
-        from padt.prediction import caption_request, detect_request, predict, refer_request
-
         from padt.loading import load_model
+        from padt.prediction import caption_request, detect_request, predict, refer_request
 
         model = load_model(self.path, **self.options)
 
