@@ -5,7 +5,6 @@ Small images are scaled up before anything is drawn, and lines and letters grow 
 """
 
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,8 +29,9 @@ PALETTE: tuple[Colour, ...] = (
     (196, 128, 72),
     (226, 60, 60),
 )
-_LEAST_SIDE = 640
+_LEAST_SIDE = 960
 _MOST_FACTOR = 8
+_CROWD = 12
 _WHITE = (255, 255, 255)
 _BLACK = (0, 0, 0)
 _PAPER = (250, 250, 248)
@@ -79,24 +79,24 @@ def draw_objects(
     image = image.convert("RGB")
     factor = _factor(image.size)
     size = (round(image.width * factor), round(image.height * factor))
-    style = _Style(max(size))
+    style = _Style(max(size), crowded=len(objects) > _CROWD)
+    # Large objects first, so that small ones lie on top of them.
+    order = sorted(range(len(objects)), key=lambda number: -_extent(objects[number]))
     pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC) if factor != 1 else image).astype(np.float32)
-    for number, item in enumerate(objects):
-        if item.mask is not None:
-            _tint_mask(pixels, item.mask, colour_of(number), style)
+    for number in order:
+        _tint_mask(pixels, objects[number].mask, colour_of(number), style)
     cells = _Cells(grid, size) if grid is not None else None
     if cells is not None:
         _draw_grid(pixels, cells)
-        for number, item in enumerate(objects):
-            _tint_patches(pixels, item, cells, colour_of(number), style)
+        for number in order:
+            _tint_patches(pixels, objects[number], cells, colour_of(number), style)
     canvas = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
-    for number, item in enumerate(objects):
-        if item.box is not None:
-            _draw_box(pen, item.box, factor, size, colour_of(number), style)
+    for number in order:
+        _draw_box(pen, objects[number].box, factor, size, colour_of(number), style)
     if cells is not None:
-        for number, item in enumerate(objects):
-            _mark_vrts(pen, item.vrts, cells, colour_of(number), style)
+        for number in order:
+            _mark_vrts(pen, objects[number].vrts, cells, colour_of(number), style)
     _draw_tags(pen, objects, factor, size, cells, style)
     return canvas if not caption else _with_caption(canvas, caption, style)
 
@@ -109,7 +109,7 @@ def contact_sheet(
     Args:
         pictures: RGB images of any size; each is scaled to the width of a cell, tall ones to its height.
         columns: pictures side by side.
-        titles: a line below each picture.
+        titles: a line above each picture.
         cell_width: width of a cell in pixels.
     """
     gap, height_limit = 16, round(cell_width * 1.25)
@@ -128,10 +128,9 @@ def contact_sheet(
         for column, place in enumerate(row):
             left = gap + column * (cell_width + gap)
             tile = tiles[place]
-            sheet.paste(tile, (left + (cell_width - tile.width) // 2, top + (height - line - tile.height) // 2))
+            sheet.paste(tile, (left, top + line))
             if titles:
-                title = _shorten(titles[place], style.font, cell_width)
-                pen.text((left + cell_width / 2, top + height - 2), title, _INK, style.font, anchor="mb")
+                pen.text((left, top), _shorten(titles[place], style.font, cell_width), _INK, style.font)
         top += height + gap
     return sheet
 
@@ -142,13 +141,14 @@ def colour_of(number: int) -> Colour:
 
 
 class _Style:
-    """Widths and letters for a picture whose longer side has ``side`` pixels."""
+    """Widths and letters for a picture whose longer side has ``side`` pixels; tags are smaller where there are many."""
 
-    def __init__(self, side: int) -> None:
-        self.line = max(2, round(side / 320))
+    def __init__(self, side: int, crowded: bool = False) -> None:
+        self.line = max(2, round(side / (480 if crowded else 320)))
         self.font = _font(max(13, round(side / 46)))
-        self.small = _font(max(11, round(side / 60)))
+        self.tag_font = _font(max(12, round(side / (68 if crowded else 50))))
         self.line_height = _height(self.font) + 6
+        self.tag_height = _height(self.tag_font) + 4
 
 
 class _Cells:
@@ -192,7 +192,16 @@ def _blend(region: np.ndarray, where: np.ndarray | None, colour: Colour, share: 
         region[where] += (paint - region[where]) * share
 
 
-def _tint_mask(pixels: np.ndarray, mask: np.ndarray, colour: Colour, style: _Style) -> None:
+def _extent(item: DrawnObject) -> float:
+    """Area of an object as far as it is known, to draw large ones first."""
+    if item.box is not None:
+        return (item.box[2] - item.box[0]) * (item.box[3] - item.box[1])
+    return float(item.mask.sum()) if item.mask is not None else float(len(item.patches))
+
+
+def _tint_mask(pixels: np.ndarray, mask: np.ndarray | None, colour: Colour, style: _Style) -> None:
+    if mask is None:
+        return
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return
@@ -205,8 +214,10 @@ def _tint_mask(pixels: np.ndarray, mask: np.ndarray, colour: Colour, style: _Sty
     source_x = ((np.arange(left, right) + 0.5) / scale_x).astype(int)
     inside = mask[np.ix_(source_y.clip(0, mask.shape[0] - 1), source_x.clip(0, mask.shape[1] - 1))].astype(bool)
     region = pixels[top:bottom, left:right]
-    _blend(region, inside, colour, 0.36)
-    _blend(region, inside & ~_eroded(inside, max(1, style.line // 2)), colour, 0.9)
+    _blend(region, inside, colour, 0.24)
+    edge = inside & ~_eroded(inside, style.line)
+    _blend(region, edge, _INK, 0.5)
+    _blend(region, edge & _eroded(inside, 1), colour, 0.95)
 
 
 def _eroded(flags: np.ndarray, steps: int) -> np.ndarray:
@@ -224,15 +235,15 @@ def _eroded(flags: np.ndarray, steps: int) -> np.ndarray:
 def _draw_grid(pixels: np.ndarray, cells: _Cells) -> None:
     # Each line is a light and a dark one side by side, to be seen on any background.
     for x in cells.x[1:-1]:
-        _blend(pixels[:, x - 1 : x], None, _WHITE, 0.38)
-        _blend(pixels[:, x : x + 1], None, _BLACK, 0.28)
+        _blend(pixels[:, x - 1 : x], None, _WHITE, 0.32)
+        _blend(pixels[:, x : x + 1], None, _BLACK, 0.24)
     for y in cells.y[1:-1]:
-        _blend(pixels[y - 1 : y], None, _WHITE, 0.38)
-        _blend(pixels[y : y + 1], None, _BLACK, 0.28)
+        _blend(pixels[y - 1 : y], None, _WHITE, 0.32)
+        _blend(pixels[y : y + 1], None, _BLACK, 0.24)
 
 
 def _tint_patches(pixels: np.ndarray, item: DrawnObject, cells: _Cells, colour: Colour, style: _Style) -> None:
-    fill = 0.16 if item.mask is not None else 0.34
+    fill = 0.14 if item.mask is not None else 0.3
     for patch in item.patches:
         box = cells.box(patch)
         if box is None:
@@ -243,10 +254,12 @@ def _tint_patches(pixels: np.ndarray, item: DrawnObject, cells: _Cells, colour: 
         _blend(region, None, colour, fill)
         edge = np.ones(region.shape[:2], dtype=bool)
         edge[1:-1, 1:-1] = False
-        _blend(region, edge, colour, 0.6)
+        _blend(region, edge, colour, 0.7)
 
 
 def _draw_box(pen, box, factor: float, size: tuple[int, int], colour: Colour, style: _Style) -> None:
+    if box is None:
+        return
     x0, y0, x1, y1 = _on_canvas(box, factor, size)
     halo = max(1, style.line // 2)
     pen.rectangle((x0 - halo, y0 - halo, x1 + halo, y1 + halo), outline=_INK, width=style.line + 2 * halo)
@@ -266,10 +279,12 @@ def _mark_vrts(pen, vrts: Sequence[int], cells: _Cells, colour: Colour, style: _
         if box is None:
             continue
         x0, y0, x1, y1 = box
-        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_WHITE, width=style.line)
+        side = min(x1 - x0, y1 - y0)
+        line = max(1, min(style.line, side // 9))
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_WHITE, width=line)
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        radius = max(style.line + 2, min(x1 - x0, y1 - y0) / 5)
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=_WHITE, width=style.line)
+        radius = max(3.0, min(side * 0.3, style.line * 5))
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=_WHITE, width=line)
 
 
 def _draw_tags(pen, objects: Sequence[DrawnObject], factor: float, size, cells: _Cells | None, style: _Style) -> None:
@@ -279,15 +294,15 @@ def _draw_tags(pen, objects: Sequence[DrawnObject], factor: float, size, cells: 
         place = _place_of(item, factor, size, cells)
         if not text or place is None:
             continue
-        text = _shorten(text, style.font, round(size[0] * 0.9))
-        width, height = pen.textlength(text, font=style.font) + 8, style.line_height
+        text = _shorten(text, style.tag_font, round(size[0] * 0.9))
+        width, height = pen.textlength(text, font=style.tag_font) + 8, style.tag_height
         tag = _free_place(place, width, height, size, taken)
         taken.append(tag)
         colour = colour_of(number)
         pen.rectangle(tag, fill=colour, outline=_INK)
         light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
         ink = _INK if light > 130 else _WHITE
-        pen.text((tag[0] + 4, (tag[1] + tag[3]) / 2), text, ink, style.font, anchor="lm")
+        pen.text((tag[0] + 4, (tag[1] + tag[3]) / 2), text, ink, style.tag_font, anchor="lm")
 
 
 def _place_of(item: DrawnObject, factor: float, size, cells: _Cells | None):
@@ -331,8 +346,17 @@ def _shorten(text: str, font, width: int) -> str:
 
 
 def _wrapped(text: str, font, width: int) -> list[str]:
-    letters = max(8, int(width / max(1.0, font.getlength("abcdefghijklmnopqrstuvwxyz") / 26)))
-    lines = [part for line in text.splitlines() for part in (textwrap.wrap(line, letters) or [""])]
+    lines = []
+    for paragraph in text.splitlines():
+        words = paragraph.split() or [""]
+        line = words[0]
+        for word in words[1:]:
+            if font.getlength(f"{line} {word}") <= width:
+                line = f"{line} {word}"
+            else:
+                lines.append(line)
+                line = word
+        lines.append(line)
     return [_shorten(line, font, width) for line in lines]
 
 

@@ -46,13 +46,18 @@ def _in_pixels(box, width: int, height: int) -> tuple[float, float, float, float
 
 
 def _lines(row: Mapping[str, Any], most: int) -> str:
-    lines = [
-        f"“{item['text']}” -> {', '.join(str(place) for place in item['objects']) or 'nothing'}"
+    references = [
+        f"“{item['text']}”: {', '.join(str(place) for place in item['objects']) or 'nothing'}"
         for item in row["references"]
     ]
+    captions = []
     for caption in row["captions"]:
         objects = caption["objects"]
-        lines.append(_PLACEHOLDER.sub(lambda match, o=objects: str(o[int(match.group(1))]), caption["text"]))
-    if len(lines) > most:
-        lines = [*lines[: most - 1], f"and {len(lines) - most + 1} more"]
-    return "\n".join(lines)
+        captions.append(_PLACEHOLDER.sub(lambda match, o=objects: str(o[int(match.group(1))]), caption["text"]))
+    if len(references) + len(captions) <= most:
+        return "\n".join([*references, *captions])
+    # Some of both kinds, and a line that says how many are left out.
+    shown_captions = min(len(captions), max(most // 3, most - 1 - len(references)))
+    shown_references = most - 1 - shown_captions
+    left_out = len(references) + len(captions) - most + 1
+    return "\n".join([*references[:shown_references], *captions[:shown_captions], f"and {left_out} more"])
