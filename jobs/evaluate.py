@@ -105,7 +105,7 @@ def run_evaluate(
         "counts": scores.counts,
         "set": name,
         "data": str(data_url),
-        "data_fingerprint": data.manifest.fingerprint if limit is None else f"{data.manifest.fingerprint}[:{limit}]",
+        "data_fingerprint": _data_fingerprint(data),
         "model": str(model),
         "model_version": found.version,
         "model_fingerprint": fingerprint(found.path),
@@ -165,6 +165,12 @@ def _model(
     if max_new_tokens is not None:
         chosen = replace(chosen, max_new_tokens=max_new_tokens)
     return ModelAnswerer(path, data.index.class_names, chosen, load_options), mismatch
+
+
+def _data_fingerprint(data: EvalSet) -> str:
+    """The set's fingerprint; a part of it is other data than the whole."""
+    part = "" if len(data.truth) == len(data.index) else f"[:{len(data.truth)}]"
+    return data.manifest.fingerprint + part
 
 
 def is_file(url: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from jobs.evaluate import answer, run_evaluate
@@ -10,8 +11,12 @@ from jobs.evaluation.report import score_records
 from jobs.evaluation.samples import open_eval_set, policy_mismatch
 from padt.errors import UserError
 from padt.image import ResizePolicy
+from padt.metrics.detect import score_detect
+from pipelines.prepare import PrepareOptions, prepare
+from pipelines.shards import write_shard
 from tests.jobs.oracle import Oracle
 from tests.jobs.tiny_model import write_tiny_model
+from tests.padt.test_metrics_detect import coco_truth, jittered
 from tests.pipelines.mini_set import scene_row, write_mini_set, write_set
 
 pytest.importorskip("faster_coco_eval")
@@ -59,6 +64,24 @@ def test_several_workers_answer_every_sample_exactly_once_though_one_dies(mini, 
     mortal = Oracle(mini, die_once=str(tmp_path / "died"))
     assert answer(data, mortal, batch_size=4, workers=3, progress=False) == alone
     assert (tmp_path / "died").exists()
+
+
+def test_ap_on_a_prepared_set_is_that_of_the_published_file(samples, tmp_path):
+    """Preparing stores normalised float32 boxes and compressed masks: not a digit of AP may change by that."""
+    coco = samples / "coco"
+    annotations = coco / "annotations" / "instances_val2017.json"
+    options = PrepareOptions(str(annotations), str(coco / "val2017"), str(tmp_path / "set"), split="val2017")
+    prepare(options, execute=lambda tasks: map(write_shard, tasks))
+    data = open_eval_set(str(tmp_path / "set"))
+    categories = [(category.id, category.name) for category in data.manifest.categories]
+    _, published = coco_truth(samples, "val")
+    answers = jittered(published, dict(categories), np.random.default_rng(5))
+    numbers = {image.image_id: image.id for image in published}
+    prepared = data.detect_targets()
+    assert {image.image_id for image in prepared} == set(numbers)
+    own = {image.id: answers.get(numbers[image.image_id], []) for image in prepared}
+    expected, _ = score_detect(published, answers, categories)
+    assert score_detect(prepared, own, categories)[0].metrics == pytest.approx(expected.metrics, abs=1e-9)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 40])
