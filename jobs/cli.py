@@ -10,13 +10,44 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from jobs import console
+from jobs.cli_models import app as models_app
+from jobs.cli_prepare import app as prepare_app
+from jobs.console import examples
 from padt import __version__
 from padt.errors import UserError
 
+# In the order of the help, with the extra that brings the packages which a verb may miss.
+EXTRAS = {
+    "demo": "all",
+    "prepare": "data",
+    "inspect": "data",
+    "train": "train",
+    "run": "all",
+    "evaluate": "eval",
+    "compare": "train",
+    "register": "train",
+    "predict": "train",  # only for models of the registry
+    "serve": "serve",
+    "submit": "train",
+}
+VERBS = tuple(EXTRAS)
+INTERRUPTED = 130  # what shells give a process that Ctrl-C has ended
+
+
+class InOrderOfUse(TyperGroup):
+    """Lists the verbs in the order in which a user meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all verbs; those that ``VERBS`` does not know come last."""
+        return sorted(self.commands, key=lambda name: VERBS.index(name) if name in VERBS else len(VERBS))
+
+
 app = typer.Typer(
     name="padt",
+    cls=InOrderOfUse,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -24,39 +55,23 @@ app = typer.Typer(
     help="**PaDT on Ray**: from raw annotations to a served model that answers with pieces of the picture.\n\n"
     "Start with `padt demo` (about ten minutes on two cores); every verb's `--help` shows examples.",
 )
-prepare = typer.Typer(no_args_is_help=True, help="Turn raw annotations into shards that training and evaluation read.")
-app.add_typer(prepare, name="prepare")
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(models_app)
 
-# Which extra brings the packages that a verb may miss.
-EXTRAS = {
-    "prepare": "data",
-    "inspect": "data",
-    "train": "train",
-    "run": "all",
-    "demo": "all",
-    "evaluate": "eval",
-    "register": "train",
-    "compare": "train",
-    "predict": "train",  # only for models of the registry
-    "serve": "serve",
-    "submit": "train",
-}
 OPTIONAL_PACKAGES = {
     *("ray", "deepspeed", "accelerate", "mlflow"),
     *("pyarrow", "fsspec", "pydantic", "pycocotools", "faster_coco_eval"),
     *("fastapi", "starlette", "multipart"),
 }
 
+# Libraries that report home or draw bars of their own between ours.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, by dotted path.")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="Run folder in place of the recipe's own; any URL.")]
 Redo = Annotated[
     list[str] | None, typer.Option(help="Stage to make again, with everything that builds on it; repeatable.")
 ]
-
-
-def examples(*lines: str) -> str:
-    """Command lines as the epilog of a verb's help."""
-    return "\n\n".join(["**Examples**", *(f"`{line}`" for line in lines)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,14 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.fail(f"'padt {verb}' needs {package}: pip install 'padt[{EXTRAS.get(verb, 'all')}]'")
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        console.fail("interrupted; run the same command again to go on")
-        return 130
+        status = INTERRUPTED
     except Exception as error:
         # Click's own errors (typer vendors them under another name in some versions): wrong options and arguments.
         if not hasattr(error, "format_message"):
             raise
         error.show()  # type: ignore[attr-defined]
         return int(getattr(error, "exit_code", 2))
+    if status == INTERRUPTED:
+        console.fail("interrupted; run the same command again to go on")
     return status if isinstance(status, int) else 0
 
 
@@ -95,9 +111,33 @@ def options(
     if version:
         typer.echo(f"padt {__version__}")
         raise typer.Exit
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     console.set_up_logging(verbose)
+
+
+@app.command(
+    epilog=examples("padt inspect runs/demo/prepare/val", "padt inspect runs/coco-val --key 139 --out one.png")
+)
+def inspect(
+    data: Annotated[str, typer.Argument(help="Prepared set; any URL.")],
+    key: Annotated[str | None, typer.Option(help="Show this row: its key or image id.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 4,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Picture to write, such as view.png.")] = None,
+) -> None:
+    """Look into a prepared set: counts, rejects, and a picture with patch grid, boxes and masks."""
+    from pipelines.inspect import inspect as look
+
+    report = look(data, key, count, out)
+    console.out.print(console.table(data, ["what", "value"], report.facts))
+    console.out.print(console.table("Rows", ["kind", "in the sources>", "kept>", "rejected>"], report.kept))
+    if report.rejects:
+        console.out.print(console.table("Rejects", ["reason", "number>", "meaning"], report.rejects))
+    if report.repairs:
+        console.out.print(console.table("Repairs", ["repair", "number>"], report.repairs))
+    console.out.print(console.table("Classes", ["class", "objects>"], report.classes[:20]))
+    if report.picture_path:
+        console.out.print(f"picture: {report.picture_path}")
 
 
 @app.command(
@@ -144,31 +184,6 @@ def run(
     console.out.print(console.stages_table(result))
     console.out.print(console.metrics_table("Scores", result.scores))
     console.out.print(f"summary: {result.summary_path}")
-
-
-@app.command(
-    epilog=examples(
-        "padt register runs/toy/finetune/model --evaluation runs/toy/evaluate",
-        "padt register models:/padt/2 --alias champion --force",
-    )
-)
-def register(
-    model: Annotated[str, typer.Argument(help="Model folder, or models:/padt/3 for a version that is there already.")],
-    evaluation: Annotated[
-        list[str] | None, typer.Option("--evaluation", "-e", help="Folder of `padt evaluate`; repeatable.")
-    ] = None,
-    alias: Annotated[str, typer.Option(help="champion (through the gate), candidate, or any other.")] = "champion",
-    force: Annotated[bool, typer.Option(help="Give the alias against the gate's objections.")] = False,
-) -> None:
-    """Enter a model with its scores in the MLflow registry, and promote it if it passes the gate."""
-    from jobs.register import run_register
-
-    version = run_register(model, alias=alias, evaluations=evaluation or (), force=force)
-    for objection in version.objections:
-        console.err.print(f"gate: {objection}")
-    console.out.print(f"{version.uri} ({', '.join(version.aliases) or 'no alias'}): {version.source}")
-    if not version.promoted:
-        raise UserError(f"Version {version.version} did not become {alias}: see the gate's objections, or use --force.")
 
 
 @app.command(
@@ -244,8 +259,9 @@ def submit(
         raise typer.Exit(result.exit_code)
 
 
-@app.command()
+@app.command(epilog=examples("padt demo", "padt demo --fresh finetune.steps=1200 --output runs/longer"))
 def demo(
+    overrides: Overrides = None,
     output: Annotated[str, typer.Option("--output", "-o", help="Run folder.")] = "runs/demo",
     fresh: Annotated[bool, typer.Option(help="Throw an earlier demo away first.")] = False,
 ) -> None:
@@ -255,9 +271,18 @@ def demo(
     """
     from jobs.demo import run_demo
 
-    result: Any = run_demo(output, fresh=fresh, observer=console.StageLines())
-    for drawn in result.tables():
-        console.out.print(drawn)
+    result = run_demo(output, overrides or (), fresh=fresh, observer=console.StageLines())
+    console.out.print(console.stages_table(result.recipe))
+    console.out.print(console.metrics_table("Held-out scores before and after each stage", result.shown_scores()))
+    tracking = result.recipe.tracking_uri
+    things = [
+        *(("picture", console.shorter(str(path))) for path in result.pictures),
+        ("scored answers", console.shorter(f"{result.recipe['evaluate'].folder}/predictions.jsonl")),
+        ("summary", console.shorter(result.recipe.summary_path)),
+        ("all runs", f"mlflow ui --backend-store-uri {tracking}"),
+        ("serve it", f"MLFLOW_TRACKING_URI={tracking} padt serve {result.model}"),
+    ]
+    console.out.print(console.table(f"Done in {result.seconds:.0f} s. Look at", ["what", "where or how"], things))
 
 
 if __name__ == "__main__":

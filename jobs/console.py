@@ -19,12 +19,19 @@ err = Console(stderr=True, highlight=False)
 ROOMS = ("jobs", "pipelines", "padt", "serve")
 
 
+# Libraries whose warnings are no news to a user: the local Ray's token, MLflow's tables.
+_QUIET = ("ray._private.authentication", "alembic", "mlflow.store.db.utils")
+
+
 def set_up_logging(verbose: bool = False) -> None:
     """Show the log lines of this project's rooms on stderr, and of other libraries only warnings."""
     handler = RichHandler(console=err, show_path=False, show_level=False, log_time_format="[%X]", markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for room in ROOMS:
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        for library in _QUIET:
+            logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -40,14 +47,24 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 def metrics_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table:
     """Metrics by row, evaluations by column; ``scores[evaluation][metric]``."""
     names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
-    rows = [[name, *(metrics.get(name, "") for metrics in scores.values())] for name in names]
+    folders = {name.rpartition("/")[0] for name in names}
+    # One set: its name goes into the title, not in front of every metric.
+    shared = f"{folders.pop()}/" if len(folders) == 1 else ""
+    title = f"{title} ({shared}...)" if shared else title
+    rows = [[name.removeprefix(shared), *(metrics.get(name, "") for metrics in scores.values())] for name in names]
     return table(title, ["metric", *(f"{evaluation}>" for evaluation in scores)], rows)
 
 
 def stages_table(result: RecipeResult) -> Table:
     """What each stage of a recipe made, where, and how long it took."""
     rows = [
-        [record.name, record.kind, record.seconds, "already done" if record.skipped else "done", shorter(record.folder)]
+        [
+            record.name,
+            record.kind,
+            f"{record.seconds:,.1f}",
+            "already done" if record.skipped else "done",
+            shorter(record.folder),
+        ]
         for record in result.stages
     ]
     return table(f"Recipe {result.name}", ["stage", "kind", "seconds>", "", "folder"], rows)
@@ -73,6 +90,11 @@ def shorter(path: str) -> str:
     """A path below the working folder without its head."""
     here = f"{Path.cwd()}/"
     return path.removeprefix(here)
+
+
+def examples(*lines: str) -> str:
+    """Command lines as the epilog of a verb's help."""
+    return "\n\n".join(["**Examples**", *(f"`{line}`" for line in lines)])
 
 
 def number(value: Any) -> str:

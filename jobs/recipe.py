@@ -213,6 +213,8 @@ def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: Rec
         "finished_at": _now(),
         "result": result,
     }
+    if stage.kind == "evaluate":
+        tracker.evaluated(name, stage.options(), result["metrics"])
     write_json(storage.join(folder, DONE), marker)
     return marker
 

@@ -1,7 +1,8 @@
-"""MLflow side of a recipe: one parent run; stages enter themselves as its children."""
+"""MLflow side of a recipe: one parent run, a child for each evaluation (training stages make their own)."""
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from jobs import storage
 from jobs.tracking import TrackedRun, start_run, tracking_uri
@@ -33,6 +34,13 @@ class RecipeTracker:
             memory = {"run_id": self.run_id, "tracking_uri": self.uri}
             storage.write_text(self._memory, json.dumps(memory) + "\n")
         return self._run.run_id
+
+    def evaluated(self, stage: str, options: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Enter an evaluation as a child run."""
+        child = start_run(self._experiment, stage, parent_run_id=self.open(), tags={"padt.stage": "evaluate"})
+        child.log_params(options)
+        child.log_summary(0, metrics)
+        child.finish()
 
     def close(self, status: str, metrics: Mapping[str, float]) -> None:
         """End the parent run with the final metrics; nothing where no stage worked."""

@@ -29,7 +29,7 @@ class Served:
 
 @contextmanager
 def serving(
-    model: str, host: str = "127.0.0.1", port: int = 8000, *, ready_timeout_s: float = 600.0, **settings: Any
+    model: str, host: str = "127.0.0.1", port: int = 8000, *, ready_timeout_s: float = 30.0, **settings: Any
 ) -> Iterator[Served]:
     """Serve a model for the length of a block.
 
@@ -37,7 +37,7 @@ def serving(
         model: model folder, or a registered one such as ``models:/padt@champion``.
         host: interface to listen on; ``0.0.0.0`` = all.
         port: 0 takes a free one.
-        ready_timeout_s: longest wait for the first engine.
+        ready_timeout_s: longest wait for the first answer once the engine has started.
         settings: further fields of ``serve.settings.AppArgs``.
 
     Raises:
@@ -65,17 +65,21 @@ def serving(
 
         from serve.app import build
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
         try:
+            # Returns when the engine has loaded its model, or raises when it could not.
             serve.run(build(args), name=APP_NAME, route_prefix="/", blocking=False)
             served = Served(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", folder)
             _wait_until_ready(served.url, ready_timeout_s)
-            yield served
         except RuntimeError as error:
-            # What Serve raises when a replica's constructor fails; its message holds the replica's own error.
+            serve.delete(APP_NAME)
             raise UserError(f"The engine did not start: {_last_line(str(error))}") from error
+        try:
+            yield served
         finally:
-            serve.shutdown()
+            # Only what this call has put there: the cluster's Serve may hold other applications.
+            serve.delete(APP_NAME)
 
 
 def run_serve(
@@ -105,7 +109,10 @@ def _wait_until_ready(url: str, timeout_s: float) -> None:
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             logger.debug("%s is not ready yet", url)
         if time.monotonic() > deadline:
-            raise UserError(f"The model was not ready after {timeout_s:g} s: look at Ray's logs of the Engine replica.")
+            raise UserError(
+                f"The model does not answer at {url}: if this cluster's Serve already listens on another port, give "
+                "that one as --port; else look at the logs of the Ingress replica (`ray logs`)."
+            )
         time.sleep(0.25)
 
 

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from jobs.config import Section, TrainConfig, build_config, read_yaml
+from jobs.storage import join
 from padt.errors import UserError
 
 PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
@@ -82,35 +83,39 @@ class PrepareToyStage(Stage):
     seed: int = Field(0, ge=0)
 
     def perform(self, context: StageContext) -> dict[str, Any]:
-        """See ``pipelines.sources.toy.prepare_toy``."""
-        from jobs.prepare import run_prepare_toy
+        """See ``jobs.prepare.run_prepare_toy``."""
+        from jobs.prepare import run_prepare_toy, set_facts
 
-        return run_prepare_toy(context.folder, scenes=self.scenes, heldout=self.heldout, seed=self.seed).to_dict()
+        manifests = run_prepare_toy(context.folder, scenes=self.scenes, heldout=self.heldout, seed=self.seed)
+        sets = {name: set_facts(join(context.folder, name), manifest) for name, manifest in manifests.items()}
+        return {"sets": sets}
 
 
-class PrepareCocoStage(Stage):
-    """Prepare COCO files: the set is the stage's folder.
+class PrepareStage(Stage):
+    """Prepare a set from annotation files: the set is ``data/`` below the stage's folder.
 
     Attributes:
-        annotations: instances JSON.
-        images: folder of the pictures.
-        captions, references: further files of the same images, where there are any.
-        name, split: how rows are keyed.
+        source: ``coco``, ``refcoco`` or ``ric``; the other options are those of ``pipelines.prepare.PrepareOptions``.
     """
 
-    kind: ClassVar[str] = "prepare-coco"
+    kind: ClassVar[str] = "prepare"
+    source: Literal["coco", "refcoco", "ric"] = "coco"
     annotations: str
     images: str
-    captions: str | None = None
     references: str | None = None
-    name: str = "coco"
-    split: str | None = None
+    captions: str | None = None
+    name: str | None = None
+    split: str = "train"
+    images_mode: Literal["copy", "link"] = "copy"
+    rows_per_shard: int | None = Field(None, ge=1)
 
     def perform(self, context: StageContext) -> dict[str, Any]:
-        """See ``pipelines.prepare.prepare``."""
-        from jobs.prepare import run_prepare_coco
+        """See ``jobs.prepare.run_prepare``."""
+        from jobs.prepare import run_prepare, set_facts
+        from pipelines.prepare import PrepareOptions
 
-        return run_prepare_coco(context.folder, **self.model_dump()).to_dict()
+        url = join(context.folder, "data")
+        return {"sets": {"data": set_facts(url, run_prepare(PrepareOptions(out=url, **self.model_dump())))}}
 
 
 class TrainStage(Stage):
@@ -156,6 +161,7 @@ class EvaluateStage(Stage):
         limit: only the first so many images.
         batch_size: questions answered together.
         workers: Ray actors that answer; 0 = this process.
+        max_new_tokens, num_beams, forbid_repeats: how to generate, see ``padt.prediction.GenerationSettings``.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -165,10 +171,14 @@ class EvaluateStage(Stage):
     limit: int | None = Field(None, ge=1)
     batch_size: int = Field(16, ge=1)
     workers: int = Field(0, ge=0)
+    max_new_tokens: int = Field(1024, ge=1)
+    num_beams: int = Field(1, ge=1)
+    forbid_repeats: bool = False
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.evaluate.run_evaluate``."""
         from jobs.evaluate import run_evaluate
+        from padt.prediction import GenerationSettings
 
         result = run_evaluate(
             self.model,
@@ -177,9 +187,10 @@ class EvaluateStage(Stage):
             limit=self.limit,
             batch_size=self.batch_size,
             out_dir=context.folder,
+            settings=GenerationSettings(
+                max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, forbid_repeats=self.forbid_repeats
+            ),
             workers=self.workers,
-            experiment=context.experiment,
-            parent_run_id=context.parent_run_id,
         )
         return {
             "metrics": dict(result.metrics),
@@ -225,7 +236,7 @@ class RegisterStage(Stage):
 
 
 KINDS: dict[str, type[Stage]] = {
-    stage.kind: stage for stage in (PrepareToyStage, PrepareCocoStage, TrainStage, EvaluateStage, RegisterStage)
+    stage.kind: stage for stage in (PrepareToyStage, PrepareStage, TrainStage, EvaluateStage, RegisterStage)
 }
 
 

@@ -163,3 +163,11 @@ def test_an_override_must_name_a_stage(recipe_file: str, override: str) -> None:
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(UserError, match=r"Recipe nowhere\.yaml does not exist"):
         run_recipe("nowhere.yaml")
+
+
+def test_the_packaged_toy_recipe_holds() -> None:
+    """Every option of every stage is checked here, so that `make demo` cannot stumble over one after minutes."""
+    recipe = load_recipe("toy")
+    kinds = [stage.kind for stage in recipe.stages.values()]
+    assert kinds == ["prepare-toy", "evaluate", "train", "evaluate", "train", "evaluate", "register"]
+    assert recipe.dependents(["pretrain"]) == {"pretrain", "evaluate_pretrain", "finetune", "evaluate", "register"}
