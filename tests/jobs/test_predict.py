@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jobs.drawing import readable
 from jobs.predict import make_request, run_predict
 from padt.errors import UserError
 from padt.prediction import GenerationSettings
@@ -52,6 +53,12 @@ def test_one_path_without_a_folder_writes_nothing(tiny, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["one.png"]
 
 
+def test_answers_are_written_for_people():
+    assert readable("A cat (<|VRT_7|><|VRT_12|>, <|VRT_3|>) by <|Obj_0|>.") == "A cat (#7 #12, #3) by object 1."
+    assert readable("\n\n one \n\n\n two\n") == "one\ntwo"
+    assert len(readable("x" * 5000)) == 604
+
+
 def test_requests_of_the_command_line():
     assert make_request(refer="the red car").task == "refer"
     assert make_request(detect=["cat"]).task == "detect"
@@ -88,6 +95,7 @@ def test_works_without_the_extras(tiny, tmp_path):
 import sys
 missing = ("ray", "pyarrow", "pydantic", "mlflow", "pycocotools", "faster_coco_eval", "deepspeed")
 sys.modules.update(dict.fromkeys(missing))  # importing any of them raises ImportError
+from jobs.drawing import readable
 from jobs.predict import make_request, run_predict
 from padt.prediction import GenerationSettings
 run_predict({tiny!r}, {str(picture(tmp_path / "a.png"))!r}, make_request(refer="the circle"),
