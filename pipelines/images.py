@@ -40,7 +40,7 @@ def upright_size(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> tu
                     raise ImageError("image_too_large", f"{width}x{height} pixels are more than {pixel_budget:,}")
                 if image.getexif().get(_EXIF_ORIENTATION) in _TURNED:
                     width, height = height, width
-                image.draft("L", (image.size[0] // 8, image.size[1] // 8))
+                image.draft("L", (max(1, image.size[0] // 8), max(1, image.size[1] // 8)))
                 image.load()
         except Image.DecompressionBombError as error:
             raise ImageError("image_too_large", str(error)) from error

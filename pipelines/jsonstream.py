@@ -17,11 +17,11 @@ _SPACE = " \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """A piece of a JSON object: an element of one of its arrays, or a whole value that is not an array.
+    """A piece of a JSON object: an element of one of its arrays, or a whole value that is not an array or is empty.
 
     Attributes:
         section: key of the top-level object.
-        index: place in the array; None for a value that is not an array.
+        index: place in the array; None for a whole value.
         value: the decoded piece.
         text: the piece as it stands in the file.
     """
@@ -66,7 +66,7 @@ class _Reader:
         while True:
             section, _ = self._value()
             if not isinstance(section, str):
-                raise self._wrong("a section's name")
+                raise self._wrong("a section has no name", self._dropped + self._position)
             self._take(":")
             if self._next() == "[":
                 yield from self._array(section)
@@ -80,6 +80,7 @@ class _Reader:
         self._position += 1
         if self._next() == "]":
             self._position += 1
+            yield Element(section, None, [], "[]")
             return
         index = 0
         while True:
@@ -95,25 +96,39 @@ class _Reader:
             try:
                 value, end = self._scan(self._text, self._position)
             except json.JSONDecodeError as error:
+                place = self._dropped + error.pos
                 cut = error.pos >= len(self._text) - _SLACK or error.msg.startswith("Unterminated string")
-                if not cut:
-                    raise self._wrong(error.msg, error.pos) from error
-                if not self._fill():
+                if cut and self._fill():
+                    continue
+                if cut and self._ends_within(error):
                     raise self._cut_off() from error
-                continue
+                raise self._wrong(error.msg, place) from error
             except RecursionError as error:
-                raise self._wrong("values nested too deeply") from error
-            # A number at the end of what was read may go on.
-            if end == len(self._text) and isinstance(value, int | float) and self._fill():
+                raise self._wrong("values nested too deeply", self._dropped + self._position) from error
+            if isinstance(value, int | float) and self._may_go_on(end) and self._fill():
                 continue
             text = self._text[self._position : end]
             self._position = end
             return value, text
 
+    def _may_go_on(self, end: int) -> bool:
+        """Whether a number that ends there may have its rest beyond what was read (``1`` of ``1e-5``)."""
+        return end >= len(self._text) - _SLACK and not self._text[end:].strip("0123456789+-.eE")
+
+    def _ends_within(self, error: json.JSONDecodeError) -> bool:
+        """Whether the file ends in the middle of a value, as against having a wrong character near its end."""
+        rest = error.doc[error.pos :]
+        words = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+        return (
+            not rest.strip()
+            or error.msg.startswith(("Unterminated string", "Invalid \\u", "Invalid \\escape"))
+            or any(word.startswith(rest) for word in words)
+        )
+
     def _take(self, wanted: str) -> str:
         found = self._next()
         if found not in wanted:
-            raise self._wrong(f"{found!r} where one of {' '.join(wanted)} belongs")
+            raise self._wrong(f"{found!r} where one of {' '.join(wanted)} belongs", self._dropped + self._position)
         self._position += 1
         return found
 
@@ -145,6 +160,5 @@ class _Reader:
         place = self._dropped + len(self._text)
         return UserError(f"{self._name} is cut off after {place:,} characters: copy or download it again.")
 
-    def _wrong(self, reason: str, position: int | None = None) -> UserError:
-        place = self._dropped + (self._position if position is None else position)
+    def _wrong(self, reason: str, place: int) -> UserError:
         return UserError(f"{self._name} is not valid JSON at character {place:,} ({reason}): mend or export it again.")

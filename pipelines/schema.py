@@ -13,8 +13,14 @@ from padt.errors import IMAGE_REASONS
 
 SCHEMA_VERSION = 1
 
-_BOX = pa.list_(pa.field("element", pa.float32()), 4)
-_RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
+
+def _list(kind: pa.DataType, length: int = -1) -> pa.DataType:
+    # Parquet calls the entries of a list "element": so named, a schema is the same before and after the file.
+    return pa.list_(pa.field("element", kind), length)
+
+
+_BOX = _list(pa.float32(), 4)
+_RLE = pa.struct([("size", _list(pa.int32())), ("counts", pa.string())])
 _OBJECT = pa.struct(
     [
         ("ann_id", pa.int64()),
@@ -28,9 +34,9 @@ _OBJECT = pa.struct(
     ]
 )
 _REFERENCE = pa.struct(
-    [("ref_id", pa.int64()), ("sent_id", pa.int64()), ("text", pa.string()), ("objects", pa.list_(pa.int32()))]
+    [("ref_id", pa.int64()), ("sent_id", pa.int64()), ("text", pa.string()), ("objects", _list(pa.int32()))]
 )
-_CAPTION = pa.struct([("text", pa.string()), ("objects", pa.list_(pa.int32()))])
+_CAPTION = pa.struct([("text", pa.string()), ("objects", _list(pa.int32()))])
 _COLUMNS = [
     ("key", pa.string()),
     ("source", pa.string()),
@@ -41,9 +47,9 @@ _COLUMNS = [
     ("height", pa.int32()),
     ("grid_h", pa.int32()),
     ("grid_w", pa.int32()),
-    ("objects", pa.list_(_OBJECT)),
-    ("references", pa.list_(_REFERENCE)),
-    ("captions", pa.list_(_CAPTION)),
+    ("objects", _list(_OBJECT)),
+    ("references", _list(_REFERENCE)),
+    ("captions", _list(_CAPTION)),
 ]
 
 REJECT_KINDS = ("image", "object", "reference", "caption")

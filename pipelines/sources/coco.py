@@ -96,7 +96,7 @@ def _read_header(url: str) -> Header:
         elif element.section == "categories" and element.index is not None:
             header.categories.append(_category(element.value, url))
     for section in ("images", "annotations", "categories"):
-        if section not in sections and not (section == "annotations" and sections >= {"images", "categories"}):
+        if section not in sections:
             raise UserError(
                 f"{_INSTANCES} {url} has no section '{section}': give an instances JSON in COCO's format "
                 "(images, annotations, categories)."

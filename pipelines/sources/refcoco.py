@@ -25,14 +25,14 @@ class _PlainUnpickler(pickle.Unpickler):
     A pickle can only reach code through ``find_class``, so what that refuses is never imported, let alone called.
     """
 
-    _SETS = {("builtins", "set"): set, ("builtins", "frozenset"): frozenset}
+    _SETS = {"set": set, "frozenset": frozenset}
 
     def find_class(self, module: str, name: str) -> Any:
         # Protocol 2 writes bytes as a call of _codecs.encode on Latin-1 text.
         if (module, name) == ("_codecs", "encode"):
             return _latin_bytes
-        if (module, name) in self._SETS:
-            return self._SETS[module, name]
+        if module in ("builtins", "__builtin__") and name in self._SETS:
+            return self._SETS[name]
         raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:

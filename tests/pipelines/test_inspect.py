@@ -1,0 +1,111 @@
+"""People look at their data before they train on it: counts must be true and pictures must be of the rows asked for."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from padt.errors import UserError
+from pipelines.inspect import inspect
+from pipelines.prepare import PrepareOptions, execute_here, prepare
+from pipelines.reading import spread_rows
+from pipelines.sources.toy import prepare_toy
+from tests.pipelines.coco_files import annotation, write_coco
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    broken = [annotation(100, 1, (0, 0, 0, 0)), annotation(101, 1), annotation(102, 9, iscrowd=1, segmentation=None)]
+    folder = write_coco(tmp_path / "raw", annotations=broken)
+    options = PrepareOptions(
+        annotations=str(folder / "instances.json"),
+        images=str(folder / "images"),
+        out=str(tmp_path / "set"),
+        rows_per_shard=4,
+    )
+    prepare(options, execute=execute_here)
+    return str(tmp_path / "set")
+
+
+def test_counts_are_those_of_the_set(prepared):
+    report = inspect(prepared, count=3)
+    assert report.kept == [("images", 10, 10, 0), ("objects", 3, 2, 1), ("references", 0, 0, 0), ("captions", 0, 0, 0)]
+    assert [(reason, count) for reason, count, _ in report.rejects] == [("box_degenerate", 1)]
+    assert report.classes == [("cat", 2)]
+    assert dict(report.facts)["shards"].startswith("3 ")
+    assert [row["image_id"] for row in report.rows] == ["10", "5", "8"]
+    assert all(row["image"]["bytes"] is None for row in report.rows)
+
+
+def test_the_picture_is_written_and_shows_one_row_large(prepared, tmp_path):
+    sheet = inspect(prepared, count=4, out=str(tmp_path / "sheet.png"))
+    assert Image.open(sheet.picture_path).size == sheet.picture.size
+    for key in ("coco/train/9", "9"):
+        assert [row["key"] for row in inspect(prepared, key=key).rows] == ["coco/train/9"]
+
+
+def test_rows_are_spread_over_all_shards(prepared):
+    manifest = inspect(prepared).manifest
+    assert len(spread_rows(prepared, manifest, 99)) == 10
+    assert len({row["key"] for row in spread_rows(prepared, manifest, 10)}) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"key": "coco/train/77"}, "no row 'coco/train/77'"),
+        ({"count": 0}, "at least 1"),
+        ({"out": "x/y.png"}, "x/y.png"),
+    ],
+)
+def test_what_cannot_be_shown_is_a_clear_error(prepared, arguments, message):
+    with pytest.raises(UserError, match=message):
+        inspect(prepared, **arguments)
+
+
+def test_folders_that_are_no_sets_and_broken_sets_are_clear_errors(prepared, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        inspect(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        inspect(str(tmp_path / "raw"))
+    shard = tmp_path / "set" / "shards" / "shard-00001-of-00003.parquet"
+    shard.write_bytes(b"broken")
+    with pytest.raises(UserError, match="shard-00001-of-00003.parquet .*damaged"):
+        inspect(prepared)
+    shard.unlink()
+    with pytest.raises(UserError, match="shard-00001-of-00003.parquet .*missing"):
+        inspect(prepared)
+    path = tmp_path / "set" / "manifest.json"
+    for change, message in (({"schema_version": 2}, "schema version 2"), ({"shards": None}, "damaged")):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(UserError, match=message):
+            inspect(prepared)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 1}))
+    path.write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        inspect(prepared)
+
+
+def test_the_report_stands_alone_and_escapes_what_it_shows(prepared, tmp_path):
+    page = (tmp_path / "set" / "report.html").read_text()
+    assert "box_degenerate" in page and "data:image/jpeg;base64," in page
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+
+
+def test_the_toy_set_takes_the_road_of_real_data(tmp_path):
+    sets = prepare_toy(str(tmp_path / "toy"), scenes=12, heldout=4, seed=3, rows_per_shard=5, execute=execute_here)
+    assert (sets.train.counts.rows, sets.val.counts.rows) == (12, 4)
+    for manifest in (sets.train, sets.val):
+        counts = manifest.counts
+        assert counts.rejects == {} and counts.objects_with_patches == counts.objects >= counts.rows
+        assert counts.references > counts.rows and counts.captions >= counts.rows
+    assert sets.train.class_names == sets.val.class_names and len(sets.train.shards) == 3
+    again = prepare_toy(str(tmp_path / "toy"), scenes=12, heldout=4, seed=3, rows_per_shard=5, execute=execute_here)
+    assert again == sets
+    for row in spread_rows(str(tmp_path / "toy" / "train"), sets.train, 12):
+        for caption in row["captions"]:
+            assert caption["objects"] and caption["text"].count("<|Obj_") == len(caption["objects"])
+        # Every sentence names the kind of the shape it means, or says "shape".
+        for item in row["references"]:
+            (place,) = item["objects"]
+            assert row["objects"][place]["label"] in item["text"] or "shape" in item["text"]
