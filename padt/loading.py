@@ -4,7 +4,6 @@ Layouts: Qwen2.5-VL as on the Hub (prototypes and decoder start fresh), released
 ``qwen2_5_vl``, with a ``vl_decoder`` section), and our own saves (``model_type`` ``padt``).
 """
 
-import json
 import logging
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from padt.config import FeatureOrder, PaDTConfig
 from padt.errors import UserError
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.processor import PaDTProcessor
+from padt.processor import PaDTProcessor, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def load_config(path: str | os.PathLike, feature_order: FeatureOrder | None = No
         raise UserError(f"There is no model folder {folder}: give the path of a folder with config.json and weights.")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: it is not a model folder, or its saving did not finish.")
-    values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_json(folder / "config.json")
     family = values.pop("model_type", None)
     if family not in ("padt", "qwen2_5_vl"):
         raise UserError(f"{folder} holds a model of type {family!r}: PaDT takes 'padt' and 'qwen2_5_vl' folders.")
@@ -122,13 +122,12 @@ def load_model(
                 config=config,
                 dtype=dtype,
                 attn_implementation=resolve_attention(attn_implementation, target),
+                # Tensors of another shape are refused with their names below; transformers' own error has none.
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"The weights in {path} cannot be read ({error}): check that the folder is whole.") from error
-    except RuntimeError as error:
-        # transformers raises this for tensors of another shape, and names them.
-        raise UserError(f"The weights in {path} do not fit their config.json: {error}") from error
     _check_keys(path, layout, info)
     if with_processor:
         model.processor = load_processor(path)

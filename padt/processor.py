@@ -55,8 +55,8 @@ class PaDTProcessor(ProcessorMixin):
             UserError: the folder lacks a tokenizer, an image processor or (our own saves only) the VRT offset.
         """
         folder = Path(path)
-        own = _read_json(folder / "processor_config.json")
-        settings = _read_json(folder / "preprocessor_config.json") or own.get("image_processor")
+        own = read_json(folder / "processor_config.json")
+        settings = read_json(folder / "preprocessor_config.json") or own.get("image_processor")
         if not settings:
             raise UserError(f"{folder} has no preprocessor_config.json: save the model together with its processor.")
         try:
@@ -258,8 +258,21 @@ def _chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | No
     plain = folder / "chat_template.jinja"
     if plain.is_file():
         return plain.read_text(encoding="utf-8")
-    return _read_json(folder / "chat_template.json").get("chat_template") or tokenizer.chat_template
+    return read_json(folder / "chat_template.json").get("chat_template") or tokenizer.chat_template
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder; empty where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): the folder is damaged, copy or save it again.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object: the folder is damaged, copy or save it again.")
+    return values

@@ -95,8 +95,11 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             # Prototypes start at zero: a fresh model writes plain Qwen2.5-VL's answers.
             init.zeros_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, ObjectDecoder):
-            _init_decoder(module)
+            return
+        decoder = getattr(self, "vl_decoder", None)
+        # Leaf by leaf: transformers never asks for a module that has no parameters of its own.
+        if decoder is not None and any(module is part for part in decoder.modules()):
+            _init_decoder_part(decoder, module)
 
     # ------------------------------------------------------------------ images, prototypes, embeddings
 
@@ -349,20 +352,19 @@ def _excluded_vrts(batch: Batch, offset: int) -> Tensor:
     return excluded.scatter(2, target[..., None], False)
 
 
-def _init_decoder(decoder: ObjectDecoder) -> None:
+def _init_decoder_part(decoder: ObjectDecoder, module: nn.Module) -> None:
     """Xavier for linear maps, zero biases; small heads, so that first boxes and scores are central, not extreme."""
-    for module in decoder.modules():
-        if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Embedding):
+        init.normal_(module.weight, std=0.5)
+    elif isinstance(module, nn.Linear):
+        # The box's and the score's last maps: scaled normal, a fifth and a tenth of Xavier's size.
+        scale = {id(decoder.bbox_prediction[-1]): 0.2, id(decoder.score_prediction): 0.1}.get(id(module))
+        if scale is None:
             init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=0.5)
-    # Scaled normal in place of Xavier: as small as a tenth of it.
-    init.normal_(decoder.score_prediction.weight, std=0.1 * decoder.score_prediction.in_features**-0.5)
-    last = decoder.bbox_prediction[-1]
-    assert isinstance(last, nn.Linear)
-    init.normal_(last.weight, std=0.2 * last.in_features**-0.5)
+        else:
+            init.normal_(module.weight, std=scale * module.in_features**-0.5)
+        if module.bias is not None:
+            init.zeros_(module.bias)
 
 
 def _check_placeholders(counts: list[int], features: int) -> None:
