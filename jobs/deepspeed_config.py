@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch
 from torch import nn
 
 from jobs.config import TrainConfig
@@ -41,10 +42,15 @@ def build_engine(model: nn.Module, config: TrainConfig) -> tuple[Any, list[float
     import deepspeed
     import deepspeed.ops
     from deepspeed.utils import logger as deepspeed_logger
+    from deepspeed.utils import set_z3_leaf_modules
 
     deepspeed_logger.setLevel(logging.WARNING)
     # The shared-memory op serves inference only; building it would take 45 s and a compiler at the first run on CPU.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    decoders = _object_decoders(model) if config.zero_stage == 3 else []
+    for decoder in decoders:
+        set_z3_leaf_modules(decoder, [type(decoder)])
+        decoder.register_forward_hook(_pack_masks)
     groups, scales = parameter_groups(model, config.optimizer)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
@@ -52,5 +58,31 @@ def build_engine(model: nn.Module, config: TrainConfig) -> tuple[Any, list[float
         config=deepspeed_config(config),
         dist_init_required=False,
     )
+    for decoder in decoders:
+        decoder.register_forward_hook(_unpack_masks)
     engine.train()
     return engine, scales
+
+
+# ZeRO 3 records the order of module calls, forwards and backwards, and stops when ranks differ. What the object decoder
+# does follows the data twice over: it calls its parts once a chunk of objects, and it returns one mask an object, each
+# of which counts as a call when gradients come back. So it is fetched whole (a leaf), and its masks cross DeepSpeed's
+# hooks as one tensor: hooks run in the order in which they were registered.
+
+
+def _object_decoders(model: nn.Module) -> list[nn.Module]:
+    from padt.model.decoder import ObjectDecoder
+
+    return [module for module in model.modules() if isinstance(module, ObjectDecoder)]
+
+
+def _pack_masks(module: nn.Module, inputs: Any, output: Any) -> Any:
+    boxes, scores, masks = output
+    shapes = [mask.shape for mask in masks]
+    return boxes, scores, torch.cat([mask.flatten() for mask in masks]), shapes
+
+
+def _unpack_masks(module: nn.Module, inputs: Any, output: Any) -> Any:
+    boxes, scores, packed, shapes = output
+    parts = packed.split([shape.numel() for shape in shapes])
+    return boxes, scores, [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
