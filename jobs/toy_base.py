@@ -48,6 +48,7 @@ class BaseRecipe:
         images: pictures a step, all of one size.
         turns: questions about each picture, in one conversation.
         learning_rate: peak, AdamW.
+        muon_rate: peak, Muon; 0 = AdamW for everything.
     """
 
     seed: int = 7
@@ -55,6 +56,7 @@ class BaseRecipe:
     images: int = 24
     turns: int = 7
     learning_rate: float = 2e-3
+    muon_rate: float = 0.02
 
 
 class PlainConversations(IterableDataset):
@@ -128,22 +130,21 @@ def train(model: PaDTForConditionalGeneration, processor: PaDTProcessor, recipe:
     """Train the plain part of the model on conversations until the time is up; progress goes to the log."""
     # Prototypes stay zero, so the VRTs' logits are zero: the text learns to stand above them.
     parameters = dict(model.model.named_parameters())
-    slow = [p for name, p in parameters.items() if "patch_embed" in name]
-    rest = [p for name, p in parameters.items() if "patch_embed" not in name]
-    groups = [{"params": rest, "scale": 1.0}, {"params": slow, "scale": 0.3}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizers = build_optimizers(parameters, recipe)
     batches = iter(DataLoader(PlainConversations(processor, recipe), batch_size=None, num_workers=1, prefetch_factor=8))
     started, seconds, step, shown, saved = time.monotonic(), recipe.minutes * 60, 0, [], 0
     model.train()
     while (progress := (time.monotonic() - started) / seconds) < 1:
-        factor = min(1.0, (step + 1) / 150) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * factor * group["scale"]
+        factor = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
         output = model(batch=next(batches), loss=LossSettings(box=False, mask=False, score=False))
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         output.total.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         shown.append(output.parts["token"].item())
         if step % 50 == 0:
@@ -152,6 +153,27 @@ def train(model: PaDTForConditionalGeneration, processor: PaDTProcessor, recipe:
         if progress > (saved + 1) / 12:
             saved += 1
             save(model, processor, out)
+
+
+def build_optimizers(parameters: dict[str, nn.Parameter], recipe: BaseRecipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, norms, biases and the patch embedding."""
+    matrices = [p for name, p in parameters.items() if p.ndim == 2 and "embed" not in name]
+    slow = [p for name, p in parameters.items() if "patch_embed" in name]
+    rest = [p for name, p in parameters.items() if "patch_embed" not in name and (p.ndim != 2 or "embed" in name)]
+    peak = recipe.learning_rate
+    adam = torch.optim.AdamW(
+        [{"params": rest, "peak": peak}, {"params": slow, "peak": 0.3 * peak}],
+        lr=peak,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+    )
+    if recipe.muon_rate == 0:
+        adam.add_param_group({"params": matrices, "peak": peak})
+        return [adam]
+    muon = torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.01)
+    for group in muon.param_groups:
+        group["peak"] = recipe.muon_rate
+    return [muon, adam]
 
 
 def save(model: PaDTForConditionalGeneration, processor: PaDTProcessor, out: Path) -> None:
@@ -168,11 +190,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--minutes", type=float, default=BaseRecipe.minutes, help="training time on one core")
+    parser.add_argument("--muon", type=float, default=BaseRecipe.muon_rate)
     parser.add_argument("--seed", type=int, default=BaseRecipe.seed)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    recipe = BaseRecipe(seed=arguments.seed, minutes=arguments.minutes)
+    recipe = BaseRecipe(seed=arguments.seed, minutes=arguments.minutes, muon_rate=arguments.muon)
     config = PaDTConfig(**{k: v for k, v in toy_config().to_dict().items() if k != "model_type"})
     model = PaDTForConditionalGeneration(config)
     initialise(model, recipe.seed)

@@ -13,6 +13,7 @@ from padt.tasks import CAPTION_PROMPT
 from pipelines.toy.scenes import COLOURS, KINDS, Scene, Shape
 
 CLEAR_MARGIN = 8.0
+_PATCH = 28
 NUMBER_WORDS = ("none", "one", "two", "three", "four")
 
 # Word, axis, sign, edge of the box: the leftmost shape has the smallest centre and the smallest left edge.
@@ -136,6 +137,8 @@ def plain_turns(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]
     kinds = [
         [(CAPTION_PROMPT, plain_caption(scene, rng))],
         [("List the shapes.", _listing(scene))],
+        [("Read the colours patch by patch.", _patchwise(scene, "colour"))],
+        [("Read the kinds patch by patch.", _patchwise(scene, "kind"))],
         _counting_turns(scene),
         _presence_turns(scene, rng),
         _place_turns(scene),
@@ -214,6 +217,19 @@ def _presence_turns(scene: Scene, rng) -> list[tuple[str, str]]:
 
 def _listing(scene: Scene) -> str:
     return ", ".join(describe(scene.shapes[i]) for i in reading_order(scene.shapes))
+
+
+def _patchwise(scene: Scene, attribute: str) -> str:
+    """What most of each 28-pixel patch shows, row by row: a word for the shape that covers a third of it, or ``none``."""
+    rows = []
+    for top in range(0, scene.height, _PATCH):
+        words = []
+        for left in range(0, scene.width, _PATCH):
+            covers = [shape.mask[top : top + _PATCH, left : left + _PATCH].mean() for shape in scene.shapes]
+            best = int(np.argmax(covers))
+            words.append(getattr(scene.shapes[best], attribute) if covers[best] >= 1 / 3 else "none")
+        rows.append(" ".join(words))
+    return ", ".join(rows)
 
 
 def _caption_pieces(scene: Scene, rng) -> list[list[Piece]]:
