@@ -1,7 +1,7 @@
 """Rows of a data set as pictures."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,7 @@ def _lines(row: Mapping[str, Any], most: int) -> str:
         f"“{item['text']}”: {', '.join(str(place) for place in item['objects']) or 'nothing'}"
         for item in row["references"]
     ]
-    captions = []
-    for caption in row["captions"]:
-        objects = caption["objects"]
-        captions.append(_PLACEHOLDER.sub(lambda match, o=objects: str(o[int(match.group(1))]), caption["text"]))
+    captions = [_with_places(caption["text"], caption["objects"]) for caption in row["captions"]]
     if len(references) + len(captions) <= most:
         return "\n".join([*references, *captions])
     # Some of both kinds, and a line that says how many are left out.
@@ -61,3 +58,8 @@ def _lines(row: Mapping[str, Any], most: int) -> str:
     shown_references = most - 1 - shown_captions
     left_out = len(references) + len(captions) - most + 1
     return "\n".join([*references[:shown_references], *captions[:shown_captions], f"and {left_out} more"])
+
+
+def _with_places(text: str, objects: Sequence[int]) -> str:
+    """A caption with the places of its objects in the row where its placeholders are."""
+    return _PLACEHOLDER.sub(lambda match: str(objects[int(match.group(1))]), text)

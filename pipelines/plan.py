@@ -57,6 +57,34 @@ class ShardGroup:
     grids: dict[tuple[int, int], tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class SetPlan:
+    """The plan, as ``plan.json`` keeps it for a rerun.
+
+    Attributes:
+        hash: of the sources and options.
+        shards: number of shards.
+        images, bytes: images to prepare and their size on disk; ``missing`` of them were not found.
+        input: what the source files hold, by kind.
+        categories: ``(id, name)`` in the order of the source.
+        sources: the source files, as the manifest lists them.
+        rejected, rejects: what belongs to no shard, by kind and by reason.
+        repairs: what was put right while planning.
+    """
+
+    hash: str
+    shards: int
+    images: int
+    missing: int
+    bytes: int
+    input: dict[str, int]
+    categories: list[tuple[int, str]]
+    sources: list[dict[str, Any]]
+    rejected: dict[str, int]
+    rejects: dict[str, int]
+    repairs: dict[str, int]
+
+
 def locate_images(header: Header, folders: ImageFolders) -> tuple[list[PlannedImage], list[Reject]]:
     """Places of a source's images, and the images whose names are refused."""
     planned, rejects = [], []

@@ -10,177 +10,30 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
-import padt
 from padt.errors import UserError
-from padt.image import ResizePolicy
+from pipelines.finish import finish
 from pipelines.images import ImageFolders
-from pipelines.manifest import (
-    MANIFEST_NAME,
-    Category,
-    Counts,
-    Manifest,
-    ResizeLimits,
-    ShardInfo,
-    SourceFile,
-    fingerprint,
-    open_set,
-)
-from pipelines.plan import PLAN_NAME, WORK, cut_shards, locate_images, plan_hash, write_groups
-from pipelines.report import REPORT_NAME, write_report
+from pipelines.manifest import MANIFEST_NAME, Manifest, SourceFile, open_set
+from pipelines.options import PlanSummary, PrepareOptions, Progress
+from pipelines.plan import PLAN_NAME, WORK, SetPlan, cut_shards, locate_images, plan_hash, write_groups
+from pipelines.report import REPORT_NAME
 from pipelines.rows import RowContext
 from pipelines.schema import REJECT_KINDS, SCHEMA_VERSION
 from pipelines.shards import ShardResult, ShardTask, finished, write_rejects, write_shard
 from pipelines.sources.base import Source
-from pipelines.sources.coco import CocoSource
 from pipelines.storage import Folder, hash_file, is_local
+
+__all__ = ["Execute", "PlanSummary", "PrepareOptions", "Progress", "execute_here", "execute_on_ray", "prepare"]
 
 log = logging.getLogger(__name__)
 
-SourceName = Literal["coco", "refcoco", "ric"]
-ImagesMode = Literal["copy", "link"]
-DEFAULT_SHARD_BYTES = 256 * 2**20
 # Images that one core checks and writes in a second, for the first estimate of the time.
 _IMAGES_PER_SECOND = 150
 _UNPLACED = "rejected/unplaced.parquet"
 
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What to prepare, and how. Everything that is a place may be a local path or a URL that fsspec opens.
-
-    Attributes:
-        annotations: instances JSON.
-        images: folder of the images, or several.
-        out: folder of the data set to make.
-        source: ``coco``; ``refcoco``: needs ``references``, takes the references of ``split`` and the images that they
-            speak of; ``ric``: captions are in the annotation file unless ``captions`` names another.
-        references: RefCOCO pickle of the same images.
-        captions: captions JSON of the same images, COCO's or RIC's.
-        name: name of the set, first part of every key; the source's name if not given.
-        split: split of the set, second part of every key.
-        reference_split: take this split of the references only (``refcoco``: ``split``).
-        policy: resize rule that patches are computed for; the training and the model must have the same.
-        images_mode: ``copy`` the encoded images into the shards, or ``link`` to them.
-        shard_bytes: most bytes of images in a shard.
-        rows_per_shard: images of a shard, in place of ``shard_bytes``.
-        num_cpus: most shards at work at once; None takes what Ray has.
-        overwrite: remove what is in ``out`` first.
-    """
-
-    annotations: str
-    images: str | Sequence[str]
-    out: str
-    source: SourceName = "coco"
-    references: str | None = None
-    captions: str | None = None
-    name: str | None = None
-    split: str = "train"
-    reference_split: str | None = None
-    policy: ResizePolicy = field(default_factory=ResizePolicy)
-    images_mode: ImagesMode = "copy"
-    shard_bytes: int = DEFAULT_SHARD_BYTES
-    rows_per_shard: int | None = None
-    num_cpus: int | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.source not in get_args(SourceName):
-            raise UserError(f"Source {self.source!r} is unknown: use one of {', '.join(get_args(SourceName))}.")
-        if self.images_mode not in get_args(ImagesMode):
-            raise UserError(f"images_mode {self.images_mode!r} is unknown: use copy or link.")
-        if self.source == "refcoco" and self.references is None:
-            raise UserError("Source 'refcoco' needs the file of references, refs(...).p: give --references.")
-        for part, value in (("name", self.set_name), ("split", self.split)):
-            if not value or "/" in value or value != value.strip():
-                raise UserError(f"{part} {value!r} cannot be part of a key: give a name without '/' and outer spaces.")
-        for part, number in (
-            ("shard_bytes", self.shard_bytes),
-            ("rows_per_shard", self.rows_per_shard),
-            ("num_cpus", self.num_cpus),
-        ):
-            if number is not None and number < 1:
-                raise UserError(f"{part} is {number}: give at least 1.")
-
-    @property
-    def set_name(self) -> str:
-        """Name of the set."""
-        return self.source if self.name is None else self.name
-
-    @property
-    def image_folders(self) -> tuple[str, ...]:
-        """The folders of the images."""
-        return (self.images,) if isinstance(self.images, str) else tuple(self.images)
-
-    def open_source(self) -> Source:
-        """The reader of the source files."""
-        refers = self.source == "refcoco"
-        return CocoSource(
-            annotations=self.annotations,
-            captions=self.annotations if self.source == "ric" and self.captions is None else self.captions,
-            references=self.references,
-            reference_split=self.split if refers and self.reference_split is None else self.reference_split,
-            only_referred=refers,
-        )
-
-
-@dataclass(frozen=True)
-class PlanSummary:
-    """What is about to be done, for people.
-
-    Attributes:
-        out: folder of the set.
-        images: images to prepare, and how many of them were not found.
-        missing: images whose files were not found.
-        pieces: objects, references and captions by kind.
-        bytes: bytes of the images.
-        shards: number of shards; ``done`` of them are complete from an earlier run.
-        seconds: rough estimate of the time on one core.
-        free_bytes: free space at the target, where it can be known.
-    """
-
-    out: str
-    images: int
-    missing: int
-    pieces: dict[str, int]
-    bytes: int
-    shards: int
-    done: int
-    seconds: float
-    free_bytes: int | None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a preparation is: shards and rows done (those of earlier runs included), and seconds since the start."""
-
-    shards_done: int
-    shards: int
-    rows_done: int
-    rows: int
-    seconds: float
-
-
 Execute = Callable[[Sequence[ShardTask]], Iterable[ShardResult]]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The plan, as ``plan.json`` keeps it for a rerun."""
-
-    hash: str
-    shards: int
-    images: int
-    missing: int
-    bytes: int
-    input: dict[str, int]
-    categories: list[tuple[int, str]]
-    sources: list[dict[str, Any]]
-    rejected: dict[str, int]
-    rejects: dict[str, int]
-    repairs: dict[str, int]
 
 
 def prepare(
@@ -224,7 +77,7 @@ def prepare(
     )
     tasks = [ShardTask(options.out, number, plan.shards, context) for number in range(plan.shards)]
     results = _run(options, folder, plan, tasks, execute, on_plan, on_progress)
-    return _finish(options, folder, plan, tasks, results)
+    return finish(options, plan, tasks, [results[task.number] for task in tasks])
 
 
 def execute_here(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
@@ -316,9 +169,9 @@ def _clear(options: PrepareOptions, folder: Folder, names: Sequence[str]) -> Non
         folder.remove(name)
 
 
-def _begun_plan(options: PrepareOptions, folder: Folder, wanted: str) -> _Plan | None:
+def _begun_plan(options: PrepareOptions, folder: Folder, wanted: str) -> SetPlan | None:
     try:
-        plan = _Plan(**json.loads(folder.read(PLAN_NAME)))
+        plan = SetPlan(**json.loads(folder.read(PLAN_NAME)))
     except FileNotFoundError:
         return None
     if plan.hash != wanted:
@@ -330,7 +183,7 @@ def _begun_plan(options: PrepareOptions, folder: Folder, wanted: str) -> _Plan |
     return plan
 
 
-def _make_plan(options, folder: Folder, source: Source, sources: Sequence[SourceFile], wanted: str) -> _Plan:
+def _make_plan(options, folder: Folder, source: Source, sources: Sequence[SourceFile], wanted: str) -> SetPlan:
     header = source.header()
     images, rejects = locate_images(header, ImageFolders(options.image_folders))
     _check_found(options, images)
@@ -345,7 +198,7 @@ def _make_plan(options, folder: Folder, source: Source, sources: Sequence[Source
         context = RowContext(options.set_name, options.split, {}, options.policy)
         write_rejects(folder, _UNPLACED, rejects, context)
     counts["image"] = len(header.images) + len(header.rejects)
-    plan = _Plan(
+    plan = SetPlan(
         hash=wanted,
         shards=len(shards),
         images=len(images),
@@ -419,86 +272,3 @@ def _run(options, folder, plan, tasks, execute, on_plan, on_progress) -> dict[in
     if lost:
         raise UserError(f"{len(lost)} shards were not written (the first is {lost[0]}): run the command again.")
     return results
-
-
-def _finish(options, folder: Folder, plan: _Plan, tasks: Sequence[ShardTask], results) -> Manifest:
-    ordered = [results[task.number] for task in tasks]
-    shards = tuple(
-        ShardInfo(path=task.path, rows=result.rows, bytes=result.bytes, sha256=result.sha256)
-        for task, result in zip(tasks, ordered, strict=True)
-    )
-    categories = tuple(Category(number, name) for number, name in plan.categories)
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        tool_version=padt.__version__,
-        name=options.set_name,
-        splits=(options.split,),
-        images_mode=options.images_mode,
-        resize_policy=ResizeLimits(**options.policy.to_dict()),
-        categories=categories,
-        counts=_counts(plan, ordered),
-        statistics=_statistics(ordered),
-        sources=tuple(SourceFile(**each) for each in plan.sources),
-        shards=shards,
-        plan=plan.hash,
-        fingerprint=fingerprint(options.policy, categories, shards, options.set_name),
-    )
-    write_report(options.out, manifest)
-    folder.sweep("shards")
-    folder.sweep("rejected")
-    manifest.write(options.out)
-    folder.remove(WORK)
-    return manifest
-
-
-def _counts(plan: _Plan, results: Sequence[ShardResult]) -> Counts:
-    def total(name: str, start: dict[str, int] | None = None) -> dict[str, int]:
-        counter = Counter(start or {})
-        for result in results:
-            counter.update(getattr(result, name))
-        return dict(sorted(counter.items()))
-
-    kept = Counter(total("counts"))
-    rejected = total("rejected", plan.rejected)
-    counts = Counts(
-        rows=sum(result.rows for result in results),
-        objects=kept["objects"],
-        objects_with_patches=kept["objects_with_patches"],
-        references=kept["references"],
-        captions=kept["captions"],
-        input=plan.input,
-        rejected={kind: rejected.get(kind, 0) for kind in REJECT_KINDS},
-        rejects=total("rejects", plan.rejects),
-        repairs=total("repairs", plan.repairs),
-    )
-    _check_sums(counts)
-    return counts
-
-
-def _check_sums(counts: Counts) -> None:
-    kept = {
-        "image": counts.rows,
-        "object": counts.objects,
-        "reference": counts.references,
-        "caption": counts.captions,
-    }
-    for kind in REJECT_KINDS:
-        if counts.input[kind] != kept[kind] + counts.rejected[kind]:
-            raise RuntimeError(
-                f"{counts.input[kind]} {kind}s came in, {kept[kind]} were kept and {counts.rejected[kind]} rejected: "
-                "the counts do not add up. This is a fault of padt; please report it with the source files."
-            )
-
-
-def _statistics(results: Sequence[ShardResult]) -> dict[str, dict[str, int]]:
-    merged: dict[str, Counter[str]] = {}
-    for result in results:
-        for name, counter in result.statistics.items():
-            merged.setdefault(name, Counter()).update(counter)
-
-    def ordered(counter: Counter[str], numeric: bool) -> dict[str, int]:
-        if numeric:
-            return dict(sorted(counter.items(), key=lambda item: int(item[0])))
-        return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
-
-    return {name: ordered(counter, name != "classes") for name, counter in merged.items()}

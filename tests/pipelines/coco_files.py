@@ -1,11 +1,15 @@
-"""Small COCO files for tests, in all the forms that users' files have."""
+"""Small COCO files for tests, in all the forms that users' files have, and what preparation made of them."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
+
+from pipelines.prepare import PrepareOptions, execute_here, prepare
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "traffic light"}]
 
@@ -57,3 +61,49 @@ def write_coco(folder: Path, count=10, per_image=2, annotations=None, images=Non
     }
     (folder / "instances.json").write_text(json.dumps(content))
     return folder
+
+
+def options_for(folder, out, **more):
+    """Options for the files of ``write_coco``, three images a shard."""
+    more.setdefault("rows_per_shard", 3)
+    return PrepareOptions(
+        annotations=str(folder / "instances.json"), images=str(folder / "images"), out=str(out), **more
+    )
+
+
+def coco_options(samples, split, out, **more):
+    """Options for the real COCO samples."""
+    notes = samples / "coco" / "annotations"
+    return PrepareOptions(
+        annotations=str(notes / f"instances_{split}2017.json"),
+        captions=str(notes / f"captions_{split}2017.json"),
+        images=str(samples / "coco" / f"{split}2017"),
+        out=str(out),
+        split=split,
+        **{"rows_per_shard": 16, **more},
+    )
+
+
+def prepare_here(options, **more):
+    """Prepare in this process, without Ray."""
+    return prepare(options, execute=execute_here, **more)
+
+
+def rows_of(out):
+    """All rows of a set, in order."""
+    return [row for path in sorted((out / "shards").iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def rejects_of(out):
+    """All rejects of a set."""
+    paths = sorted((out / "rejected").iterdir()) if (out / "rejected").exists() else []
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def content_of(out):
+    """Every file of a set with its hash."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }

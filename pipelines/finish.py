@@ -1,0 +1,106 @@
+"""The end of a preparation: counts that must add up, the report, and the manifest that makes the folder a data set."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import padt
+from pipelines.manifest import Category, Counts, Manifest, ResizeLimits, ShardInfo, SourceFile, fingerprint
+from pipelines.options import PrepareOptions
+from pipelines.plan import WORK, SetPlan
+from pipelines.report import write_report
+from pipelines.schema import REJECT_KINDS, SCHEMA_VERSION
+from pipelines.shards import ShardResult, ShardTask
+from pipelines.storage import Folder
+
+
+def finish(
+    options: PrepareOptions, plan: SetPlan, tasks: Sequence[ShardTask], results: Sequence[ShardResult]
+) -> Manifest:
+    """Write report and manifest of a set whose shards are complete, and remove what was only needed on the way.
+
+    Args:
+        options: what was asked for.
+        plan: what was planned.
+        tasks: of all shards, in order.
+        results: of all shards, in order.
+    """
+    folder = Folder(options.out)
+    shards = tuple(
+        ShardInfo(path=task.path, rows=result.rows, bytes=result.bytes, sha256=result.sha256)
+        for task, result in zip(tasks, results, strict=True)
+    )
+    categories = tuple(Category(number, name) for number, name in plan.categories)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        tool_version=padt.__version__,
+        name=options.set_name,
+        splits=(options.split,),
+        images_mode=options.images_mode,
+        resize_policy=ResizeLimits(**options.policy.to_dict()),
+        categories=categories,
+        counts=_counts(plan, results),
+        statistics=_statistics(results),
+        sources=tuple(SourceFile(**each) for each in plan.sources),
+        shards=shards,
+        plan=plan.hash,
+        fingerprint=fingerprint(options.policy, categories, shards, options.set_name),
+    )
+    write_report(options.out, manifest)
+    folder.sweep("shards")
+    folder.sweep("rejected")
+    manifest.write(options.out)
+    folder.remove(WORK)
+    return manifest
+
+
+def _counts(plan: SetPlan, results: Sequence[ShardResult]) -> Counts:
+    def total(name: str, start: dict[str, int] | None = None) -> dict[str, int]:
+        counter = Counter(start or {})
+        for result in results:
+            counter.update(getattr(result, name))
+        return dict(sorted(counter.items()))
+
+    kept = Counter(total("counts"))
+    rejected = total("rejected", plan.rejected)
+    counts = Counts(
+        rows=sum(result.rows for result in results),
+        objects=kept["objects"],
+        objects_with_patches=kept["objects_with_patches"],
+        references=kept["references"],
+        captions=kept["captions"],
+        input=plan.input,
+        rejected={kind: rejected.get(kind, 0) for kind in REJECT_KINDS},
+        rejects=total("rejects", plan.rejects),
+        repairs=total("repairs", plan.repairs),
+    )
+    _check_sums(counts)
+    return counts
+
+
+def _check_sums(counts: Counts) -> None:
+    kept = {
+        "image": counts.rows,
+        "object": counts.objects,
+        "reference": counts.references,
+        "caption": counts.captions,
+    }
+    for kind in REJECT_KINDS:
+        if counts.input[kind] != kept[kind] + counts.rejected[kind]:
+            raise RuntimeError(
+                f"{counts.input[kind]} {kind}s came in, {kept[kind]} were kept and {counts.rejected[kind]} rejected: "
+                "the counts do not add up. This is a fault of padt; please report it with the source files."
+            )
+
+
+def _statistics(results: Sequence[ShardResult]) -> dict[str, dict[str, int]]:
+    merged: dict[str, Counter[str]] = {}
+    for result in results:
+        for name, counter in result.statistics.items():
+            merged.setdefault(name, Counter()).update(counter)
+
+    def ordered(counter: Counter[str], numeric: bool) -> dict[str, int]:
+        if numeric:
+            return dict(sorted(counter.items(), key=lambda item: int(item[0])))
+        return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
+
+    return {name: ordered(counter, name != "classes") for name, counter in merged.items()}
