@@ -130,7 +130,21 @@ def test_plain_turns_are_true(scenes):
         "describe",
         "what",
         "point",
+        "patches",
     }
+
+
+def reads_patches(answer, scene, attribute):
+    """Every patch is called after a shape that covers a third of it, and ``none`` only where there is no such shape."""
+    rows = [row.split() for row in answer.split(", ")]
+    assert [len(row) for row in rows] == [scene.width // 28] * (scene.height // 28)
+    for r, row in enumerate(rows):
+        for c, word in enumerate(row):
+            square = slice(28 * r, 28 * r + 28), slice(28 * c, 28 * c + 28)
+            there = [getattr(s, attribute) for s in scene.shapes if 3 * s.mask[square].sum() >= 28 * 28]
+            if word not in (there or ["none"]):
+                return False
+    return True
 
 
 def understand(question, shapes):
@@ -146,6 +160,10 @@ def understand(question, shapes):
     patterns = {
         r"What (colour|size) is (the .*)\?": lambda m: ("attribute", lambda a, _: a == getattr(about(m[2]), m[1])),
         r"What kind of shape is (the .*)\?": lambda m: ("attribute", lambda a, _: a == about(m[1]).kind),
+        r"Read the (colour|kind)s patch by patch\.": lambda m: (
+            "patches",
+            lambda a, scene: reads_patches(a, scene, m[1]),
+        ),
         r"How many (\w+) are there\?": lambda m: (
             "count",
             lambda a, _: COUNTS[a] == sum(m[1] == "shapes" or m[1].startswith(s.kind) for s in shapes),
