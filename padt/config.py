@@ -66,7 +66,9 @@ class PaDTConfig(Qwen2_5_VLConfig):
                 spatial_merge_size=self.vision_config.spatial_merge_size,
             )
         if self.feature_order not in ("raster", "reference"):
-            raise ValueError(f"feature_order is {self.feature_order!r}; use 'raster', or 'reference' for released weights.")
+            raise ValueError(
+                f"feature_order is {self.feature_order!r}; use 'raster', or 'reference' for released weights."
+            )
 
     @property
     def vrt_offset(self) -> int:

@@ -8,8 +8,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,18 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.utils import logging as transformers_logging
 
 from padt.config import FeatureOrder, PaDTConfig
 from padt.errors import UserError
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.processor import PaDTProcessor, read_json
+from padt.processor import PaDTProcessor
+from padt.quiet import quiet_transformers, read_json
 
 logger = logging.getLogger(__name__)
 
 FRESH_PREFIXES = ("vis_norm.", "vis_proj.", "vl_decoder.")
+# Loading more than this shows a progress bar.
+LARGE_BYTES = 2**30
 _NATIVE_CLASS = "Qwen2_5_VLForConditionalGeneration"
 
 
@@ -116,7 +116,7 @@ def load_model(
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else (config.dtype or torch.bfloat16)
     try:
-        with _quiet_load_report():
+        with quiet_transformers(progress_bars=_weight_bytes(path) > LARGE_BYTES):
             model, info = PaDTForConditionalGeneration.from_pretrained(
                 Path(path),
                 config=config,
@@ -190,15 +190,8 @@ def resolve_attention(choice: str, device: torch.device) -> str:
     return resolved
 
 
-@contextmanager
-def _quiet_load_report() -> Iterator[None]:
-    """Silence transformers' table of missing keys: ``_check_keys`` says in one sentence what it means here."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+def _weight_bytes(path: str | os.PathLike) -> int:
+    return sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
 
 
 def _check_keys(path, layout: str, info: dict[str, Any]) -> None:

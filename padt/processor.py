@@ -22,6 +22,7 @@ from padt.batch import EncodedGroup, EncodedSample, cut_patches, mask_target
 from padt.errors import UserError
 from padt.image import PATCH, VIT_PATCH, ImageSource, ResizePolicy, open_image
 from padt.model.vision import normalize_pixels
+from padt.quiet import quiet_transformers
 from padt.tasks import Group, Sample
 
 VRT_TEXT = "<|VRT_{}|>"
@@ -60,7 +61,9 @@ class PaDTProcessor(ProcessorMixin):
         if not settings:
             raise UserError(f"{folder} has no preprocessor_config.json: save the model together with its processor.")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            # It looks into config.json and warns of a model type that the tokenizer has nothing to do with.
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} has no usable tokenizer ({error}): save the model together with its processor."
