@@ -22,8 +22,8 @@ from transformers.conversion_mapping import (
 from padt.config import FeatureOrder, PaDTConfig
 from padt.errors import UserError
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.processor import PaDTProcessor
-from padt.quiet import quiet_transformers, read_json
+from padt.processor import PaDTProcessor, read_json
+from padt.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
