@@ -118,7 +118,8 @@ def environment(output: str) -> dict[str, str]:
                 "set MLFLOW_TRACKING_URI to your tracking server."
             )
         variables["MLFLOW_TRACKING_URI"] = f"sqlite:///{output}/mlflow.db"
-    return variables | {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    # Nothing that jobs.ray_session sets: Ray refuses a variable that both job and driver give.
+    return variables | {"PYTHONUNBUFFERED": "1"}
 
 
 def check_size(root: Path, limit_mb: float = SIZE_LIMIT_MB) -> float:
@@ -199,7 +200,7 @@ def _ended(client: Any, name: str) -> JobResult:
     info = client.get_job_info(name)
     status = str(info.status)
     code = info.driver_exit_code if info.driver_exit_code is not None else int(status != "SUCCEEDED")
-    return JobResult(name, status, code or int(status != "SUCCEEDED"), info.message or "")
+    return JobResult(name, status, code or int(status != "SUCCEEDED"), (info.message or "").partition("\n")[0])
 
 
 def _first_line(error: Exception) -> str:
