@@ -76,16 +76,19 @@ def tiny_config(tied: bool = True, window: int = 112, **values) -> PaDTConfig:
     )
 
 
-def tiny_model(tied: bool = True, window: int = 112, seed: int = 0, **values) -> PaDTForConditionalGeneration:
-    """A random model that likes to answer with VRTs (its prototypes are not zero), with its processor."""
+def tiny_model(tied: bool = True, window: int = 112, seed: int = 1, **values) -> PaDTForConditionalGeneration:
+    """A random model whose answers mix bytes and VRTs, with its processor."""
     torch.manual_seed(seed)
     model = PaDTForConditionalGeneration(tiny_config(tied, window, **values)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and not name.startswith("vl_decoder."):
-                torch.nn.init.normal_(parameter, std=0.7 * parameter.shape[-1] ** -0.5)
-        # Long prototypes win over text rows, so that answers hold groups.
-        torch.nn.init.constant_(model.vis_norm.weight, 2.0)
+                gain = 2.5 if "language_model" in name else 0.7
+                torch.nn.init.normal_(parameter, std=gain * parameter.shape[-1] ** -0.5)
+        # Small embeddings, or each token only repeats itself; prototypes somewhat longer than text rows.
+        for table in (model.get_input_embeddings(), model.lm_head):
+            torch.nn.init.normal_(table.weight, std=0.1)
+        torch.nn.init.constant_(model.vis_norm.weight, 0.3)
     model.processor = tiny_processor()
     return model
 

@@ -1,0 +1,104 @@
+"""Answers are read by token ids: every group is found, named and placed, whatever stands around it."""
+
+import pytest
+
+from padt.answer import label_of, parse_answer
+from tests.padt.tiny import ROWS
+
+
+def ids_of(processor, *pieces):
+    ids = []
+    for piece in pieces:
+        ids += processor.tokenize(piece) if isinstance(piece, str) else [piece if piece < 0 else ROWS + piece]
+    return [processor.end_token_id if token == -1 else token for token in ids]
+
+
+END = -1
+
+
+@pytest.fixture
+def parse(processor):
+    def read(*pieces, patches=(100,)):
+        ends = [processor.end_token_id, processor.pad_token_id]
+        return parse_answer(ids_of(processor, *pieces), ROWS, list(patches), processor.decode_ids, ends)
+
+    return read
+
+
+def facts(answer):
+    return [(group.label, group.vrts) for group in answer.groups]
+
+
+def test_several_groups_of_several_labels(parse):
+    answer = parse('In this image, there are 2 "person" (', 3, 4, ", ", 7, '), 1 "traffic light" (', 9, ").", END)
+    assert facts(answer) == [("person", (3, 4)), ("person", (7,)), ("traffic light", (9,))]
+    assert not answer.truncated and answer.warnings == ()
+    assert all(group.complete for group in answer.groups)
+
+
+def test_spans_are_token_positions(parse, processor):
+    pieces = ('a "cat" (', 1, 2, ").", END)
+    (group,) = parse(*pieces).groups
+    assert [token - ROWS for token in ids_of(processor, *pieces)[slice(*group.span)]] == [1, 2]
+
+
+def test_labels_with_quotes_signs_and_any_script(parse):
+    for label in ('5" tv', "café 猫 🐱", "a, b; (c). d", "<|VRT_5|>", ""):
+        assert facts(parse(f'The "{label}" refers to ', 4, " in this image.", END)) == [(label, (4,))]
+
+
+def test_unquoted_words_name_a_group_and_an_answer_may_start_with_a_vrt(parse):
+    assert facts(parse(2, 3, " is a dog. A man (", 5, ").", END)) == [("", (2, 3)), ("A man", (5,))]
+
+
+def test_what_follows_the_end_token_is_padding(parse):
+    answer = parse('"a" (', 1, ").", END, '"b" (', 2, ")", END)
+    assert facts(answer) == [("a", (1,))] and not answer.truncated
+
+
+def test_an_answer_cut_inside_a_group_keeps_what_is_there_and_says_so(parse):
+    answer = parse('2 "car" (', 1, 2, ", ", 3, 4)
+    assert facts(answer) == [("car", (1, 2)), ("car", (3, 4))]
+    assert [group.complete for group in answer.groups] == [True, False]
+    assert answer.truncated and "cut off" in answer.warnings[0]
+
+
+def test_an_answer_cut_in_its_text_has_whole_groups(parse):
+    answer = parse('"car" (', 1, '), 2 "do')
+    assert facts(answer) == [("car", (1,))]
+    assert answer.truncated and answer.groups[0].complete and answer.warnings == ()
+
+
+def test_groups_are_split_where_they_cross_into_another_image(parse):
+    answer = parse('"cat" (', 8, 9, 10, 11, ")", END, patches=(10, 6))
+    assert [(group.vrts, group.image, group.complete) for group in answer.groups] == [
+        ((8, 9), 0, False),
+        ((10, 11), 1, False),
+    ]
+    assert "crosses" in answer.warnings[0]
+    spans = [group.span for group in answer.groups]
+    assert spans[0][1] == spans[1][0]
+
+
+def test_groups_of_each_image_stay_whole(parse):
+    answer = parse('"cat" (', 9, ", ", 10, ")", END, patches=(10, 6))
+    assert [(group.image, group.complete) for group in answer.groups] == [(0, True), (1, True)]
+    assert answer.warnings == ()
+
+
+def test_vrts_beyond_the_patches_are_dropped_and_said(parse):
+    answer = parse('"cat" (', 2, 50, 3, ")", END, patches=(10,))
+    assert [group.vrts for group in answer.groups] == [(2,), (3,)]
+    assert "VRT 50" in answer.warnings[0] and "10 patches" in answer.warnings[0]
+
+
+@pytest.mark.parametrize("pieces", [(), (END,), ("No objects from the list are present in the image.", END)])
+def test_answers_without_objects(parse, pieces):
+    assert parse(*pieces).groups == ()
+    assert parse(*pieces).truncated == (END not in pieces)
+
+
+def test_signs_alone_keep_the_label_in_force():
+    assert label_of(", ", "cat") == "cat"
+    assert label_of(' and "x"', "cat") == "x"
+    assert label_of("; a small dog (", "cat") == "a small dog"
