@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -98,7 +99,9 @@ def train_worker(payload: dict[str, Any]) -> None:
         if folder is not None:
             session.restore(Path(folder))
             session.note(f"goes on from the checkpoint of step {session.step}")
-    session.note(f"worker ready after {time.monotonic() - begun:.1f} s")
+    session.note(
+        f"worker ready after {time.monotonic() - begun:.1f} s (process {os.getpid()} on {socket.gethostname()})"
+    )
     session.run(reader, _report)
     session.export()
     # Everybody leaves together: a rank that ends early would take the group down while rank 0 still writes.

@@ -15,7 +15,6 @@ WORKER_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Ray Train's controller polls its workers this often; the default of 2 s is felt in short runs.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
 }
 
 
@@ -45,6 +44,8 @@ def ensure_ray(dashboard: bool = False) -> bool:
         logger.info("connected to Ray at %s", os.environ["RAY_ADDRESS"])
     else:
         cpus = max(MINIMUM_CPUS, os.cpu_count() or 1)
+        # This machine goes away all at once or not at all: nobody announces it.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Workers inherit this process's environment through the local Ray's own processes.
         ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
         logger.info("started a local Ray with %d logical CPUs", cpus)

@@ -55,6 +55,7 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
         UserError: bad input, a run of another configuration in the output folder, or a loss that is not finite.
     """
     begun = time.monotonic()
+    config = with_absolute_paths(config)
     finished = _finished(config)
     if finished is not None:
         logger.info("%s is finished already: nothing to do", config.output)
@@ -71,6 +72,22 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
             run = tracked.result() if tracked else None
             timings["ray_and_mlflow"] = time.monotonic() - begun - timings["plan"]
             return _train(config, job_plan, total, warm, run, begun, timings, on_record)
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The configuration with local paths made absolute: Ray's workers run in folders of their own."""
+
+    def absolute(url: str) -> str:
+        return storage.filesystem(url)[1] if storage.is_local(url) else url
+
+    sets = [each.model_copy(update={"url": absolute(each.url)}) for each in config.data.sets]
+    return config.model_copy(
+        update={
+            "model": absolute(config.model),
+            "output": absolute(config.output),
+            "data": config.data.model_copy(update={"sets": sets}),
+        }
+    )
 
 
 def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from padt.batch import EncodedSample, collate
-from padt.errors import UserError
+from padt.errors import ImageError, UserError
 from padt.tasks import TaskOptions, render
+from pipelines.images import read_image
 from pipelines.index import SetIndex
 from pipelines.mixture import Plan, SampleRef
 
@@ -97,15 +98,11 @@ class RowReader:
         return table.slice(position - start, 1).to_pylist()[0]
 
     def _linked_image(self, path: str, key: str) -> bytes:
-        import fsspec
-
-        location = path if "://" in path or posixpath.isabs(path) else posixpath.join(self._index.url, path)
         try:
-            with fsspec.open(location, "rb") as handle:
-                return handle.read()
-        except OSError as error:
+            return read_image(path)
+        except ImageError as error:
             raise UserError(
-                f"Image {location} of row {key} cannot be read: {error}. Put it back, or prepare the set without links."
+                f"The linked image of row {key} cannot be read: {error}. Put it back, or prepare the set without links."
             ) from error
 
 

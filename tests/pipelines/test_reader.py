@@ -79,6 +79,21 @@ def test_a_missing_shard_is_named(mini, model, tmp_path):
         list(TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=1, options=ReaderOptions(ray=False)))
 
 
+def test_linked_images_are_read_where_they_lie(mini, model, tmp_path):
+    # Sets of link mode hold paths; a moved folder must be named with the row that misses it.
+    rows = [scene_row(i) for i in range(2)]
+    for row in rows:
+        path = tmp_path / row["image"]["path"]
+        path.write_bytes(row["image"]["bytes"])
+        row["image"] = {"bytes": None, "path": str(path)}
+    url = write_set(tmp_path / "links", rows)
+    assert len(read(model, url, 0, 2)) == 2
+    for row in rows:
+        (tmp_path / row["image"]["path"]).unlink()
+    with pytest.raises(UserError, match=r"mini/train/\d.*does not exist"):
+        read(model, url, 0, 1)
+
+
 @pytest.mark.slow
 def test_ray_reads_the_same_batches(ray_cluster, mini, model, tmp_path):
     # Two processes and several segments must neither reorder nor lose a batch.
