@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from PIL import Image
@@ -99,7 +99,7 @@ def read_image(encoded: bytes, max_pixels: int) -> Image.Image:
         raise RequestError(_STATUS_OF_IMAGE_REASON.get(error.reason, 422), error.reason, str(error)) from error
 
 
-async def _read_multipart(request: Request, stream: AsyncIterator[bytes]) -> tuple[Question, bytes]:
+async def _read_multipart(request: Request, stream: AsyncGenerator[bytes, None]) -> tuple[Question, bytes]:
     try:
         form = await MultiPartParser(request.headers, stream, max_files=1, max_fields=16).parse()
     except (MultiPartException, KeyError) as error:
@@ -116,7 +116,7 @@ async def _read_multipart(request: Request, stream: AsyncIterator[bytes]) -> tup
     return read_form(fields), image
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     # The declared length may be missing or wrong, so what arrives is counted too.
     received = 0
     async for chunk in request.stream():
