@@ -180,8 +180,8 @@ def toy_model(seed: int) -> PaDTForConditionalGeneration:
                 nn.init.zeros_(module.bias)
     nn.init.normal_(model.get_input_embeddings().weight, std=0.15)
     nn.init.constant_(model.vis_norm.weight, 0.2)
-    for layer in model.vis_proj:
-        nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+    for weight in model.vis_proj.parameters():
+        nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
     return model
 
 
@@ -215,7 +215,8 @@ def train(model: PaDTForConditionalGeneration, processor: PaDTProcessor, recipe:
     """Train on conversations; progress goes to the log, a copy of the model to ``<out>.partial`` now and then."""
     optimizers = build_optimizers(model, recipe)
     batches = iter(DataLoader(Conversations(processor, recipe), batch_size=None, num_workers=1, prefetch_factor=8))
-    started, shown = time.monotonic(), {}
+    started = time.monotonic()
+    shown: dict[str, float] = {}
     model.train()
     for step in range(recipe.steps):
         progress = step / recipe.steps
