@@ -4,11 +4,13 @@ from pathlib import Path
 
 import torch
 
-from jobs.toy_base import initialise, toy_processor
 from padt.config import PaDTConfig
+from padt.image import ResizePolicy
 from padt.loading import save_model
 from padt.model.modeling import PaDTForConditionalGeneration
+from padt.processor import PaDTProcessor, image_processor
 from pipelines.toy.config import toy_config
+from pipelines.toy.tokenizer import CHAT_TEMPLATE, build_tokenizer
 
 
 def write_tiny_model(folder: Path, seed: int = 0) -> str:
@@ -19,7 +21,13 @@ def write_tiny_model(folder: Path, seed: int = 0) -> str:
     torch.manual_seed(seed)
     config = PaDTConfig(**values)
     model = PaDTForConditionalGeneration(config)
-    initialise(model, seed)
+    # Fresh prototypes are zero: with them a few steps would not show that gradients reach everything.
     torch.nn.init.constant_(model.vis_norm.weight, 0.2)
-    save_model(model, toy_processor(config.vrt_offset), folder)
+    processor = PaDTProcessor(
+        image_processor(policy=ResizePolicy()),
+        build_tokenizer(),
+        chat_template=CHAT_TEMPLATE,
+        vrt_offset=config.vrt_offset,
+    )
+    save_model(model, processor, folder)
     return str(folder)
