@@ -15,6 +15,7 @@ from padt.errors import UserError
 from padt.image import ResizePolicy
 from padt.patches import unpack_patches
 from pipelines.images import ImageFolders
+from pipelines.index import load_index
 from pipelines.manifest import Manifest
 from pipelines.plan import PlannedImage, cut_shards
 from pipelines.prepare import PrepareOptions, execute_here, execute_on_ray, prepare
@@ -113,6 +114,18 @@ def test_any_parallelism_gives_the_same_bytes(samples, tmp_path, ray_cluster):
         fingerprint = prepare(options, execute=execute).fingerprint
         contents.append((fingerprint, content_of(out)))
     assert contents[0] == contents[1] == contents[2]
+
+
+@pytest.mark.slow
+def test_what_stops_a_worker_is_said_without_a_traceback(tmp_path, ray_cluster):
+    folder, out = write_coco(tmp_path / "raw"), tmp_path / "set"
+
+    def lose_a_group(plan):
+        (out / ".work" / "groups" / "00002.jsonl.gz").unlink()
+
+    with pytest.raises(UserError, match=r"could not be written: .*00002\.jsonl\.gz") as caught:
+        prepare(options_for(folder, out), on_plan=lose_a_group)
+    assert "Traceback" not in str(caught.value)
 
 
 def test_the_order_of_the_annotation_file_decides_nothing_but_the_order_inside_an_image(tmp_path):
@@ -263,6 +276,20 @@ def test_any_file_system_will_do(tmp_path):
     assert manifest.fingerprint == prepare_here(options).fingerprint
     assert Manifest.read(f"{place}/set") == manifest
     assert sorted(fs.ls("/test_prepare/set", detail=False))[0].endswith("manifest.json")
+
+
+def test_box_only_sources_have_no_masks_and_the_index_counts_what_the_manifest_counts(samples, tmp_path):
+    options = PrepareOptions(
+        annotations=str(samples / "objects365/zhiyuan_objv2_train.json"),
+        images=str(samples / "coco/train2017"),
+        out=str(tmp_path / "set"),
+        name="objects365",
+    )
+    counts = prepare_here(options).counts
+    assert counts.objects == 422 and counts.rejects == {}
+    assert all(item["rle"] is None for row in rows_of(tmp_path / "set") for item in row["objects"])
+    index = load_index(options.out)
+    assert (len(index), index.objects.sum(), index.objects_with_patches.sum()) == (40, 422, counts.objects_with_patches)
 
 
 def test_refcoco_takes_the_images_and_sentences_of_its_split(samples, tmp_path):
