@@ -1,0 +1,1 @@
+"""Benchmarks: ratios within one run, since the machines they run on are shared."""
