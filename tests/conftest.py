@@ -42,7 +42,15 @@ def reference_fixture() -> Path:
 def ray_cluster() -> Iterator[None]:
     """One local Ray of four logical CPUs for the whole run: with fewer, consumers starve the read tasks."""
     ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    for attempt in range(3):
+        try:
+            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+            break
+        except Exception as error:
+            # Ray gives a node 30 seconds to start, which a machine busy with other work may not keep.
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or attempt == 2:
+                raise
     yield
     ray.shutdown()
 

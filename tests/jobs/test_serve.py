@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,8 +17,9 @@ pytest.importorskip("ray.serve")
 from jobs.serve import Served, serving  # noqa: E402
 from padt import load_model  # noqa: E402
 from padt.errors import UserError  # noqa: E402
+from padt.loading import save_model  # noqa: E402
 from padt.prediction import GenerationSettings, predict, refer_request  # noqa: E402
-from tests.jobs.tiny_model import write_tiny_model  # noqa: E402
+from tests.padt.tiny import tiny_model  # noqa: E402
 
 TOKENS = 24
 SENTENCE = "the large red circle"
@@ -25,7 +27,10 @@ SENTENCE = "the large red circle"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tiny_model(tmp_path_factory.mktemp("served") / "model")
+    folder = tmp_path_factory.mktemp("served") / "model"
+    made = tiny_model()
+    save_model(made, made.processor, folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +39,11 @@ def served(ray_cluster: None, model: str) -> Iterator[Served]:
         yield answering
 
 
-def picture(width: int, height: int, colour: str) -> bytes:
+def picture(width: int, height: int, seed: int) -> bytes:
+    """Noise: on a plain colour all patches are alike, and which one is named is left to rounding."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
