@@ -21,6 +21,7 @@ TASKS = ("detect", "refer", "caption")
 CAPTION_PROMPT = "Please describe this image."
 NO_OBJECTS = "No objects from the list are present in the image."
 _PLACEHOLDER = re.compile(r"<\|Obj_(\d+)\|>")
+_BRACKET = re.compile(r"(\s*)\(((?:<\|Obj_\d+\|>[\s,]*)+)\)")
 
 
 @dataclass(frozen=True)
@@ -223,15 +224,25 @@ def _refer(row, item, rng, options):
 
 def _caption(row, item, rng, options):
     caption = _item(row, "captions", item)
+    targets = [object_target(row, index) for index in caption["objects"]]
     pieces: list[str | Group] = []
-    for position, part in enumerate(_PLACEHOLDER.split(caption["text"])):
-        if position % 2 == 0:
-            pieces.append(part)
-            continue
-        target = object_target(row, caption["objects"][int(part)])
-        if target.patches:
-            pieces.append(_group(target, rng, options, row))
+    for position, part in enumerate(_PLACEHOLDER.split(_without_lost(caption["text"], targets))):
+        pieces.append(part if position % 2 == 0 else _group(targets[int(part)], rng, options, row))
     return CAPTION_PROMPT, merge_text(pieces)
+
+
+def _without_lost(text: str, targets: Sequence[ObjectTarget]) -> str:
+    """A caption without the placeholders of objects that no VRT can stand for, and without the brackets they leave."""
+
+    def kept(places: str) -> list[str]:
+        return [f"<|Obj_{place}|>" for place in _PLACEHOLDER.findall(places) if targets[int(place)].patches]
+
+    def bracket(match: re.Match) -> str:
+        places = kept(match[2])
+        return f"{match[1]}({', '.join(places)})" if places else ""
+
+    text = _BRACKET.sub(bracket, text)
+    return _PLACEHOLDER.sub(lambda match: "".join(kept(match[0])), text)
 
 
 def _item(row, column, item):

@@ -114,3 +114,27 @@ def test_tiny_and_thin_images():
 def test_an_impossible_policy_is_refused(values):
     with pytest.raises(UserError):
         ResizePolicy(**values)
+
+
+def test_the_resize_rule_is_that_of_transformers():
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    random = np.random.default_rng(0)
+    policies = [ResizePolicy(), ResizePolicy(min_pixels=50_000, max_pixels=400_000), ResizePolicy(max_pixels=784 * 16)]
+    sizes = [
+        (1, 1),
+        (1, 200),
+        (28, 28),
+        (14, 14),
+        (42, 42),
+        (97, 97),
+        (640, 480),
+        (12_000, 60),
+        *random.integers(1, 5000, (2000, 2)),
+    ]
+    for height, width in sizes:
+        if max(height, width) > 200 * min(height, width):
+            continue
+        for policy in policies:
+            expected = smart_resize(int(height), int(width), 28, policy.min_pixels, policy.max_pixels)
+            assert policy.size(int(height), int(width)) == expected, (height, width, policy)

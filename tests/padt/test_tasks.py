@@ -193,3 +193,16 @@ def test_a_link_to_a_picture_is_kept():
 def test_neighbouring_text_is_joined():
     assert merge_text(["a", "", "b"]) == ("ab",)
     assert merge_text([]) == ()
+
+
+def test_captions_leave_no_empty_brackets_where_an_object_has_no_patch():
+    objects = [entry("cat", ()), entry("dog", (3,)), entry("cup", ())]
+    text = "A cat (<|Obj_0|>) and pets (<|Obj_0|>, <|Obj_1|>, <|Obj_2|>) by a cup (<|Obj_2|>)."
+    row = row_of(objects, captions=[{"text": text, "objects": [0, 1, 2]}])
+    sample = render(row, "caption", 0, rng(), TaskOptions(num_vrts=1))
+    assert text_of(sample).count("(") == 1
+    assert [piece if isinstance(piece, str) else piece.vrts for piece in sample.answer] == [
+        "A cat and pets (",
+        (3,),
+        ") by a cup.",
+    ]
