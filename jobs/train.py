@@ -10,11 +10,13 @@ from typing import Any
 
 from jobs import storage
 from jobs.config import TrainConfig
+from jobs.models import resolve_model
 from jobs.progress import Courier, Mailbox, Record, RunLog
 from jobs.ray_session import ray_session
 from jobs.tracking import TrackedRun, start_run
 from padt.errors import UserError
-from pipelines.mixture import Plan, SetSpec, make_plan
+from pipelines.manifest import open_set
+from pipelines.mixture import Plan, SetSpec, data_fingerprint, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,11 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The configuration with local paths made absolute: Ray's workers run in folders of their own."""
+    """The configuration with aliases resolved and local paths absolute: Ray's workers run in folders of their own.
+
+    Raises:
+        UserError: the model is a registry alias that is not there.
+    """
 
     def absolute(url: str) -> str:
         return storage.filesystem(url)[1] if storage.is_local(url) else url
@@ -83,7 +89,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     sets = [each.model_copy(update={"url": absolute(each.url)}) for each in config.data.sets]
     return config.model_copy(
         update={
-            "model": absolute(config.model),
+            "model": resolve_model(config.model) if config.model.startswith("models:") else absolute(config.model),
             "output": absolute(config.output),
             "data": config.data.model_copy(update={"sets": sets}),
         }
@@ -102,7 +108,7 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
     loss_settings(config)
     processor = load_processor(config.model)
     plan = make_plan(
-        [SetSpec(s.url, dict(s.tasks), s.repeat, s.items_per_image) for s in config.data.sets],
+        _specs(config),
         seed=config.seed,
         batch_size=config.batch_size,
         world_size=config.workers,
@@ -119,6 +125,10 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
     return plan, total, warm
 
 
+def _specs(config: TrainConfig) -> list[SetSpec]:
+    return [SetSpec(each.url, dict(each.tasks), each.repeat, each.items_per_image) for each in config.data.sets]
+
+
 def _finished(config: TrainConfig) -> TrainResult | None:
     text = storage.read_text(storage.join(config.output, "train_summary.json"))
     if text is None:
@@ -128,6 +138,14 @@ def _finished(config: TrainConfig) -> TrainResult | None:
         raise UserError(
             f"{config.output} holds a finished run of another configuration: give another output folder, or remove it."
         )
+    if all(storage.exists(each.url) for each in config.data.sets):
+        # A finished run may outlive its data; where they are still there, they must be the same.
+        current = data_fingerprint(_specs(config), [open_set(each.url) for each in config.data.sets])
+        if current != summary["data_fingerprint"]:
+            raise UserError(
+                f"{config.output} holds a finished run on data that have changed since: give another output folder, or "
+                "remove it."
+            )
     result = summary["result"]
     return TrainResult(**{**result, "model_path": storage.join(config.output, "model"), "skipped": True})
 

@@ -15,6 +15,7 @@ from padt.errors import UserError
 from padt.image import ResizePolicy
 from padt.tasks import TASKS
 from pipelines.index import SetIndex, load_index
+from pipelines.manifest import Manifest
 from pipelines.order import LastBatch, batch_count, epoch_batches, rank_part, stream
 
 
@@ -127,11 +128,16 @@ class Mixture:
 
     def fingerprint(self) -> str:
         """Hash of the content of all sets and of how they are mixed."""
-        tree = [
-            [index.fingerprint, index.name, sorted(spec.tasks.items()), spec.repeat, spec.items_per_image]
-            for spec, index in zip(self.specs, self.indices, strict=True)
-        ]
-        return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
+        return data_fingerprint(self.specs, self.indices)
+
+
+def data_fingerprint(specs: Sequence[SetSpec], sets: Sequence[Manifest | SetIndex]) -> str:
+    """Hash of what a mixture trains on: content of the sets (wherever they lie), tasks and repeats."""
+    tree = [
+        [each.fingerprint, each.name, sorted(spec.tasks.items()), spec.repeat, spec.items_per_image]
+        for spec, each in zip(specs, sets, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
 
 
 def _visits(count: int, visits: float, seed: int, epoch: int, name: tuple[str, str]) -> list[np.ndarray]:
