@@ -64,8 +64,15 @@ OPTIONAL_PACKAGES = {
     *("fastapi", "starlette", "multipart"),
 }
 
-# Libraries that report home or draw bars of their own between ours.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+# What libraries are told, unless the user has said otherwise.
+ENVIRONMENT = {
+    # No reports home, and no bars of their own between ours.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Serve kills a proxy that is not up within 5 seconds, which a busy small machine does not keep.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, by dotted path.")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="Run folder in place of the recipe's own; any URL.")]
@@ -111,7 +118,7 @@ def options(
     if version:
         typer.echo(f"padt {__version__}")
         raise typer.Exit
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     console.set_up_logging(verbose)
 

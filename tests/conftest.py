@@ -13,6 +13,8 @@ os.environ.update(
     MLFLOW_DISABLE_TELEMETRY="true",
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent

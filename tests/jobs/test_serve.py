@@ -49,12 +49,7 @@ def picture(width: int, height: int, seed: int) -> bytes:
 
 @pytest.mark.slow
 def test_a_batch_of_requests_gets_the_answers_of_the_library(served: Served, model: str) -> None:
-    pictures = [
-        picture(112, 112, "red"),
-        picture(140, 112, "blue"),
-        picture(112, 140, "green"),
-        picture(60, 50, "white"),
-    ]
+    pictures = [picture(112, 112, 1), picture(140, 112, 2), picture(112, 140, 3), picture(60, 50, 4)]
 
     def ask(data: bytes) -> dict:
         body = {"image": base64.b64encode(data).decode(), "task": "refer", "sentence": SENTENCE}
