@@ -162,20 +162,23 @@ class EncodeBatches:
         self._rank = rank
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
-        """Batch numbers ``item`` -> rows ``batch`` (number), ``padding`` (token id) and ``sample`` (bytes)."""
-        numbers: list[int] = []
-        samples: list[bytes] = []
-        for number in block["item"]:
-            encoded = [sample.to_bytes() for sample in self._source.batch(int(number), self._rank)]
-            numbers.extend([int(number)] * len(encoded))
-            samples.extend(encoded)
-        return pa.table(
-            {
-                "batch": pa.array(numbers, pa.int64()),
-                "padding": pa.array([self._padding] * len(numbers), pa.int64()),
-                "sample": pa.array(samples, pa.large_binary()),
-            }
-        )
+        """Batch numbers ``item`` -> rows ``batch`` (number), ``padding`` (token id), ``sample`` (bytes), ``error``."""
+        rows: list[tuple[int, int, bytes, str | None]] = []
+        for number in block["item"].tolist():
+            try:
+                batch = self._source.batch(number, self._rank)
+            except UserError as error:
+                # As data, not as an exception: Ray Data would retry it, and hand on no more than its text.
+                rows.append((number, self._padding, b"", str(error)))
+                break
+            rows.extend((number, self._padding, sample.to_bytes(), None) for sample in batch)
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        return pa.table(columns, schema=_BLOCK)
+
+
+_BLOCK = pa.schema(
+    [("batch", pa.int64()), ("padding", pa.int64()), ("sample", pa.large_binary()), ("error", pa.string())]
+)
 
 
 class TrainingReader:
@@ -254,7 +257,7 @@ class TrainingReader:
                     return
             self._put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            self._put(_cause(error))
+            self._put(error)
 
     def _put(self, entry: Any) -> bool:
         while not self._closed.is_set():
@@ -291,6 +294,8 @@ class TrainingReader:
     def _segment(self, plan: Any, start: int, stop: int) -> Iterator[tuple[int, int, list[EncodedSample]]]:
         dataset = self._dataset(plan, start, stop)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for message in block["error"].drop_null().to_pylist():
+                raise UserError(message)
             numbers = block["batch"].to_numpy()
             column = block["sample"]
             edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
@@ -320,14 +325,3 @@ class TrainingReader:
             compute=ray.data.ActorPoolStrategy(size=options.processes),
             num_cpus=1,
         )
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The user's error inside what Ray wraps around it, else the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return UserError(str(seen)) if type(seen) is not UserError else seen
-        inner = getattr(seen, "cause", None)
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__
-    return error
