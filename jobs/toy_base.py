@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from padt.batch import Batch, EncodedGroup, EncodedSample, collate, cut_patches, mask_target
 from padt.config import PaDTConfig
 from padt.image import ResizePolicy
-from padt.loading import save_model
+from padt.loading import load_model, save_model
 from padt.losses import LossSettings
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.patches import coverage_of_rle, foreground
@@ -36,7 +36,7 @@ from padt.rle import encode
 from padt.tasks import refer_prompt
 from padt.vrt import choose_vrts
 from pipelines.toy.config import toy_config
-from pipelines.toy.language import plain_turns, referring_expressions
+from pipelines.toy.language import choose_expressions, plain_turns
 from pipelines.toy.scenes import SCENE_SIZES, Scene, SceneOptions, Shape, draw_scene
 from pipelines.toy.tokenizer import CHAT_TEMPLATE, build_tokenizer
 
@@ -48,59 +48,82 @@ _QUALITY = 92
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A stretch of training with optimisers and a schedule of its own.
+
+    Attributes:
+        steps: optimiser steps; about 0.85 seconds each on one core.
+        horizon: steps after which the cosine of the learning rate would reach its floor.
+        rate: factor of the recipe's learning rates at the top.
+        pointing: turns of a conversation that ask for the place of one thing.
+        talking: turns with plain questions and answers.
+        warm: share of the steps in which the decoder gets prototypes, until states mean something.
+    """
+
+    steps: int
+    horizon: int
+    rate: float = 1.0
+    pointing: int = 4
+    talking: int = 2
+    warm: float = 0.0
+
+
+@dataclass(frozen=True)
 class BaseRecipe:
     """How the base model is trained.
 
     Attributes:
         seed: of scenes, turns and weights.
-        steps: optimiser steps; about 0.75 seconds each on one core.
         images: pictures a step, all of one size.
-        pointing: turns of a conversation that ask for the place of one thing.
-        talking: turns with plain questions and answers.
         learning_rate: peak, AdamW (embeddings, norms, prototypes, decoder).
         muon_rate: peak, Muon (matrices of vision tower and language model).
+        phases: one after the other; each starts from what the one before saved.
     """
 
     seed: int = 7
-    steps: int = 3000
     images: int = 16
-    pointing: int = 4
-    talking: int = 2
     learning_rate: float = 2e-3
     muon_rate: float = 0.02
+    phases: tuple[Phase, ...] = (
+        Phase(steps=2000, horizon=3000, warm=0.15),
+        Phase(steps=700, horizon=700, rate=0.5),
+    )
 
 
 class Conversations(IterableDataset):
     """Endless batches of conversations about base scenes; every batch has pictures of one size."""
 
-    def __init__(self, processor: PaDTProcessor, recipe: BaseRecipe) -> None:
+    def __init__(self, processor: PaDTProcessor, recipe: BaseRecipe, number: int) -> None:
         super().__init__()
-        self.processor, self.recipe = processor, recipe
+        self.processor, self.recipe, self.number = processor, recipe, number
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches in an order that the seed fixes."""
         step = 0
         while True:
-            rng = np.random.default_rng([self.recipe.seed, BASE_SPLIT, step])
+            rng = np.random.default_rng([self.recipe.seed, BASE_SPLIT, self.number, step])
             options = SceneOptions(sizes=(SCENE_SIZES[rng.integers(len(SCENE_SIZES))],))
-            samples = [conversation(self.processor, rng, options, self.recipe) for _ in range(self.recipe.images)]
+            phase = self.recipe.phases[self.number]
+            samples = [conversation(self.processor, rng, options, phase) for _ in range(self.recipe.images)]
             yield collate(samples, self.processor.pad_token_id)
             step += 1
 
 
 def conversation(
-    processor: PaDTProcessor, rng: np.random.Generator, options: SceneOptions, recipe: BaseRecipe
+    processor: PaDTProcessor, rng: np.random.Generator, options: SceneOptions, phase: Phase
 ) -> EncodedSample:
     """One picture, several turns about it; every answer is supervised."""
     scene = draw_scene(rng, options)
     h_vit, w_vit = scene.height // 14, scene.width // 14
-    expressions = referring_expressions(scene)
+    talk = plain_turns(scene, rng)
+    expressions = choose_expressions(scene, rng)
+    expressions = [expressions[index] for index in rng.permutation(len(expressions))]
     turns: list[tuple[str, str, Shape | None]] = [
-        (question, answer, None) for question, answer in plain_turns(scene, rng)[: recipe.talking]
+        (question, answer, None) for question, answer in talk[: phase.talking]
     ]
-    for index in rng.permutation(len(expressions))[: recipe.pointing]:
-        sentence = expressions[index].text
-        turns.append((refer_prompt(sentence), f'The "{sentence}" refers to ', scene.shapes[expressions[index].shape]))
+    for expression in expressions[: phase.pointing]:
+        answer = f'The "{expression.text}" refers to '
+        turns.append((refer_prompt(expression.text), answer, scene.shapes[expression.shape]))
     ids: list[int] = []
     supervised: list[bool] = []
     groups: list[EncodedGroup] = []
@@ -211,21 +234,23 @@ def build_optimizers(model: nn.Module, recipe: BaseRecipe) -> list[torch.optim.O
     return [adam, muon]
 
 
-def train(model: PaDTForConditionalGeneration, processor: PaDTProcessor, recipe: BaseRecipe, out: Path) -> None:
-    """Train on conversations; progress goes to the log, a copy of the model to ``<out>.partial`` now and then."""
+def train(model: PaDTForConditionalGeneration, processor: PaDTProcessor, recipe: BaseRecipe, number: int) -> None:
+    """One phase of training on conversations; progress goes to the log."""
+    phase = recipe.phases[number]
     optimizers = build_optimizers(model, recipe)
-    batches = iter(DataLoader(Conversations(processor, recipe), batch_size=None, num_workers=1, prefetch_factor=8))
+    data = Conversations(processor, recipe, number)
+    batches = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8))
     started = time.monotonic()
     shown: dict[str, float] = {}
     model.train()
-    for step in range(recipe.steps):
-        progress = step / recipe.steps
-        factor = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+    for step in range(phase.steps):
+        cosine = (1 + math.cos(math.pi * step / phase.horizon)) / 2
+        factor = phase.rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        # The first steps teach the decoder on prototypes, until states mean something.
-        output = model(batch=next(batches), loss=LossSettings(), prototypes_to_decoder=progress < 0.1)
+        warm = step < phase.warm * phase.steps
+        output = model(batch=next(batches), loss=LossSettings(), prototypes_to_decoder=warm)
         model.zero_grad(set_to_none=True)
         output.total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -235,10 +260,9 @@ def train(model: PaDTForConditionalGeneration, processor: PaDTProcessor, recipe:
             shown[name] = shown.get(name, 0.0) + output.parts[name].item() / 50
         if (step + 1) % 50 == 0:
             losses = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
-            logger.info("step %d of %d, %.0f s: %s", step + 1, recipe.steps, time.monotonic() - started, losses)
+            seconds = time.monotonic() - started
+            logger.info("phase %d, step %d of %d, %.0f s: %s", number + 1, step + 1, phase.steps, seconds, losses)
             shown = {}
-        if (step + 1) % 500 == 0:
-            _save(model, processor, out.with_name(f"{out.name}.partial"))
 
 
 def _save(model: PaDTForConditionalGeneration, processor: PaDTProcessor, out: Path) -> None:
@@ -251,19 +275,24 @@ def _save(model: PaDTForConditionalGeneration, processor: PaDTProcessor, out: Pa
 
 
 def main() -> None:
-    """Command line: ``--out FOLDER --steps N --seed S``."""
+    """Command line: ``--out FOLDER [--from-phase N]``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model; replaced if it exists")
-    parser.add_argument("--steps", type=int, default=BaseRecipe.steps)
-    parser.add_argument("--seed", type=int, default=BaseRecipe.seed)
+    parser.add_argument("--from-phase", type=int, default=1, help="go on after an earlier run's <out>.phase<N-1>")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    recipe = BaseRecipe(seed=arguments.seed, steps=arguments.steps)
-    model = toy_model(recipe.seed)
-    processor = toy_processor(model.config.vrt_offset)
-    train(model, processor, recipe, arguments.out)
+    recipe = BaseRecipe()
+    for number in range(arguments.from_phase - 1, len(recipe.phases)):
+        model = toy_model(recipe.seed) if number == 0 else load_model(_saved(arguments.out, number - 1))
+        processor = toy_processor(model.config.vrt_offset)
+        train(model, processor, recipe, number)
+        _save(model, processor, _saved(arguments.out, number))
     _save(model, processor, arguments.out)
+
+
+def _saved(out: Path, number: int) -> Path:
+    return out.with_name(f"{out.name}.phase{number + 1}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pipelines.toy.scenes import COLOURS, KINDS, Scene, Shape
 
 CLEAR_MARGIN = 8.0
 _PATCH = 28
+_COLOURED = ("full", "colour", "shade")
+_COLOURLESS_SHARE = 0.3
 NUMBER_WORDS = ("none", "one", "two", "three", "four")
 
 # Word, axis, sign, edge of the box: the leftmost shape has the smallest centre and the smallest left edge.
@@ -70,7 +72,10 @@ def referring_expressions(scene: Scene) -> list[Expression]:
 
 
 def choose_expressions(scene: Scene, rng: np.random.Generator, per_shape: int = 3) -> list[Expression]:
-    """Up to ``per_shape`` sentences for each shape, of different families as long as there are some."""
+    """Up to ``per_shape`` sentences for each shape, of different families as long as there are some.
+
+    Most name a colour; for three shapes in ten, one sentence tells the shape by kind, size or place alone.
+    """
     chosen: list[Expression] = []
     everything = referring_expressions(scene)
     for index in range(len(scene.shapes)):
@@ -78,8 +83,13 @@ def choose_expressions(scene: Scene, rng: np.random.Generator, per_shape: int = 
         for expression in everything:
             if expression.shape == index:
                 families.setdefault(expression.family, []).append(expression)
-        for family in _shuffled(list(families), rng)[:per_shape]:
-            chosen.append(_pick(families[family], rng))
+        names = _shuffled(list(families), rng)
+        colourless = [name for name in names if name not in _COLOURED]
+        names = [name for name in names if name in _COLOURED]
+        if colourless and rng.random() < _COLOURLESS_SHARE:
+            names = [colourless[0], *names]
+        for name in names[:per_shape]:
+            chosen.append(_pick(families[name], rng))
     return chosen
 
 
@@ -220,7 +230,7 @@ def _listing(scene: Scene) -> str:
 
 
 def _patchwise(scene: Scene, attribute: str) -> str:
-    """What most of each 28-pixel patch shows, row by row: a word for the shape that covers a third of it, or ``none``."""
+    """What each 28-pixel patch shows, row by row: a word for the shape that covers a third of it, or ``none``."""
     rows = []
     for top in range(0, scene.height, _PATCH):
         words = []

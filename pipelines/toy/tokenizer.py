@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from padt.patches import pack_patches
 from padt.tasks import NO_OBJECTS, TASKS, Sample, TaskOptions, render
 from pipelines.toy.language import NUMBER_WORDS, grounded_captions, plain_turns, referring_expressions
-from pipelines.toy.scenes import COLOURS, KINDS, SIZES, Scene, draw_scene, scene_rng
+from pipelines.toy.scenes import CATEGORY_NAMES, COLOURS, KINDS, SIZES, Scene, draw_scene, scene_rng
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -91,7 +91,7 @@ def corpus() -> Iterator[str]:
     """Texts that the tokenizer is trained on: every template, on scenes of their own seed."""
     words = [*KINDS, *COLOURS, *SIZES, *NUMBER_WORDS]
     yield from [*words, " ".join(["", *words]), f"system\n{SYSTEM_PROMPT}\n", "user\n", "assistant\n", NO_OBJECTS]
-    options = TaskOptions(class_names=KINDS)
+    options = TaskOptions(class_names=CATEGORY_NAMES)
     for number in range(_CORPUS_SCENES):
         rng = scene_rng(_CORPUS_SEED, 0, number)
         scene = draw_scene(rng)
@@ -122,7 +122,7 @@ def _row(scene: Scene, rng: np.random.Generator) -> dict:
         "grid_h": 1,
         "grid_w": 1,
         "objects": [
-            {"label": shape.kind, "box": (0.0, 0.0, 1.0, 1.0), "iscrowd": False, "patches": patches, "rle": None}
+            {"label": shape.category, "box": (0.0, 0.0, 1.0, 1.0), "iscrowd": False, "patches": patches, "rle": None}
             for shape in scene.shapes
         ],
         "references": [{"text": each.text, "objects": [each.shape]} for each in referring_expressions(scene)],

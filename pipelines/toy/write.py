@@ -15,14 +15,15 @@ from PIL import Image
 from padt import rle
 from padt.errors import UserError
 from pipelines.toy.language import choose_expressions, grounded_captions
-from pipelines.toy.scenes import KINDS, Scene, SceneOptions, draw_scene, scene_rng
+from pipelines.toy.scenes import CATEGORY_NAMES, Scene, SceneOptions, draw_scene, scene_rng
 
 SPLITS = ("train", "val", "test")
 """Splits by number: scenes of different splits are independent draws."""
 
 # With gaps and not from 1, as COCO's: category ids are no indices.
 CATEGORIES = tuple(
-    {"supercategory": "shape", "id": number, "name": kind} for number, kind in zip((2, 3, 5, 8), KINDS, strict=True)
+    {"supercategory": "shape", "id": number, "name": name}
+    for number, name in zip((2, 3, 5, 8, 9, 12), CATEGORY_NAMES, strict=True)
 )
 _CATEGORY_IDS = {category["name"]: category["id"] for category in CATEGORIES}
 _VERSION = "1"
@@ -179,7 +180,7 @@ def _annotation(scene: Scene, number: int, index: int) -> dict[str, Any]:
         "iscrowd": 0,
         "image_id": number + 1,
         "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
-        "category_id": _CATEGORY_IDS[shape.kind],
+        "category_id": _CATEGORY_IDS[shape.category],
         "id": _annotation_id(number, index),
     }
 

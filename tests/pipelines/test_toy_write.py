@@ -10,7 +10,7 @@ from PIL import Image
 
 from padt import rle
 from padt.errors import UserError
-from pipelines.toy.scenes import KINDS
+from pipelines.toy.scenes import CATEGORY_NAMES
 from pipelines.toy.write import SPLITS, split_scene, write_dataset
 
 SCENES = 40
@@ -28,7 +28,7 @@ def instances(written):
 
 def test_files_hold_what_is_drawn(written, instances):
     assert len(instances["images"]) == SCENES == written.num_images
-    assert {category["name"] for category in instances["categories"]} == set(KINDS)
+    assert {category["name"] for category in instances["categories"]} == set(CATEGORY_NAMES)
     names = {category["id"]: category["name"] for category in instances["categories"]}
     for number, image in enumerate(instances["images"]):
         scene, _, _ = split_scene("val", number, seed=4)
@@ -41,7 +41,7 @@ def test_files_hold_what_is_drawn(written, instances):
             assert np.array_equal(rle.decode(annotation["segmentation"]), shape.mask)
             x, y, width, height = annotation["bbox"]
             assert (x, y, x + width, y + height) == shape.box and annotation["area"] == shape.area
-            assert names[annotation["category_id"]] == shape.kind
+            assert names[annotation["category_id"]] == shape.category == f"{shape.colour} shape"
 
 
 def test_the_coco_api_reads_the_instances(written):
