@@ -258,7 +258,7 @@ def _run(options, folder, plan, tasks, execute, on_plan, on_progress) -> dict[in
         seconds=plan.images * len(left) / plan.shards / _IMAGES_PER_SECOND,
         free_bytes=_free_bytes(folder),
     )
-    log.info("plan: %s", summary)
+    log.debug("plan: %s", summary)
     if on_plan is not None:
         on_plan(summary)
     if left:
