@@ -231,7 +231,6 @@ def _fit(config: TrainConfig, job: Any) -> None:
     from ray.train.torch import TorchTrainer
 
     from jobs.loop import train_worker
-    from jobs.ray_session import WORKER_ENVIRONMENT
 
     trainer = TorchTrainer(
         train_worker,
@@ -248,7 +247,6 @@ def _fit(config: TrainConfig, job: Any) -> None:
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
             callbacks=[_user_errors_end_the_run()],
-            worker_runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(config.threads_per_worker)}},
         ),
     )
     try:
