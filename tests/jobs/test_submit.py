@@ -20,7 +20,13 @@ from padt.errors import UserError
 from tests.conftest import REPOSITORY
 
 # A local Ray turns token authentication on for itself; both sides of this one must agree that there is none.
-ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+# The job's entry point says `python`, which on a cluster is the environment that the head was started in.
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+}
 TINY = "name: tiny\nstages:\n  prepare: {do: prepare-toy, scenes: 8, heldout: 4}\n"
 
 

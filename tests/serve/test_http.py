@@ -37,6 +37,8 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def client(ray_cluster: None) -> Iterator[httpx.Client]:
     port = free_port()
+    # A Serve that an earlier test left running would keep its own port.
+    serve.shutdown()
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
     engine = FakeEngine.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1, max_queued_requests=1)
     ingress = Ingress.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=50)
