@@ -1,0 +1,112 @@
+"""Objects prepared in a second on one core: this project's rows beside the straightforward way.
+
+The straightforward way is what a script would do for each annotation: paint the mask of the original image, resize the
+whole mask to the model's input, take the mean of every 28x28 cell, and encode the mask. Both ways start from the same JSON
+text and end with box, foreground patches and run-length mask; shards, images and Ray are left out of both.
+
+    python -m tests.benchmarks.prepare_objects --images 40 --rounds 5
+"""
+
+import argparse
+import json
+import math
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from padt.image import PATCH, ResizePolicy
+from padt.patches import unpack_patches
+from pipelines.rows import RowContext, build_row
+from pipelines.sources.base import ImageEntry, Piece
+from tests.benchmarks.measure import interleaved
+from tests.pipelines.coco_files import image_bytes
+
+WIDTH, HEIGHT = 640, 480
+OBJECTS = 7
+
+
+def outlines(rng: np.random.Generator) -> list[float]:
+    """A closed outline of 24 corners somewhere in the image, as COCO's polygons are: pixels, two decimals."""
+    centre = rng.uniform((60, 60), (WIDTH - 60, HEIGHT - 60))
+    radius = rng.uniform(12, 150) * rng.uniform(0.6, 1.0, size=24)
+    angles = np.linspace(0, 2 * math.pi, 24, endpoint=False)
+    corners = centre + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.clip(corners, 0, (WIDTH, HEIGHT)).round(2).reshape(-1).tolist()
+
+
+def annotations(count: int, seed: int) -> list[list[str]]:
+    """For each image the JSON text of its annotations."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for image in range(count):
+        texts = []
+        for place in range(OBJECTS):
+            outline = outlines(rng)
+            x, y = outline[0::2], outline[1::2]
+            box = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+            value = {"id": image * OBJECTS + place, "category_id": 1, "bbox": box, "segmentation": [outline]}
+            texts.append(json.dumps(value))
+        images.append(texts)
+    return images
+
+
+def straightforward(texts: list[str], policy: ResizePolicy) -> list[tuple[list[float], np.ndarray, dict]]:
+    """Box, foreground patches and mask of each annotation, one after the other, by painting and resizing."""
+    height, width = policy.size(HEIGHT, WIDTH)
+    rows, columns = height // PATCH, width // PATCH
+    objects = []
+    for text in texts:
+        value = json.loads(text)
+        parts = coco_mask.frPyObjects(value["segmentation"], HEIGHT, WIDTH)
+        mask = coco_mask.decode(coco_mask.merge(parts))
+        resized = np.asarray(Image.fromarray(mask * 255).resize((width, height), Image.Resampling.BILINEAR)) / 255.0
+        share = resized.reshape(rows, PATCH, columns, PATCH).mean(axis=(1, 3))
+        x, y, w, h = value["bbox"]
+        box = [x / WIDTH, y / HEIGHT, (x + w) / WIDTH, (y + h) / HEIGHT]
+        objects.append((box, (share >= 1 / 28).reshape(-1), coco_mask.encode(np.asfortranarray(mask))))
+    return objects
+
+
+def main() -> None:
+    """Print objects a second and core of both ways, and on how many objects their patches agree."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    policy = ResizePolicy()
+    images = annotations(options.images, options.seed)
+    context = RowContext("bench", "train", {1: "thing"}, policy)
+    content = image_bytes(WIDTH, HEIGHT)
+
+    def ours() -> list[dict]:
+        built = []
+        for index, texts in enumerate(images):
+            entry = ImageEntry(str(index), f"{index}.jpg", WIDTH, HEIGHT)
+            result = build_row(entry, "", content, [Piece(str(index), "object", text) for text in texts], context)
+            assert result.row is not None and not result.rejects
+            built.append(result.row)
+        return built
+
+    def theirs() -> list[list]:
+        return [straightforward(texts, policy) for texts in images]
+
+    ratio = interleaved(ours, theirs, options.rounds, warm_up=1)
+    objects = options.images * OBJECTS
+    print(f"{objects} objects, {OBJECTS} polygons of 24 corners an image of {WIDTH}x{HEIGHT}, one core")
+    print(f"  this project    {objects / ratio.first_ms * 1000:8.0f} objects/s")
+    print(f"  straightforward {objects / ratio.second_ms * 1000:8.0f} objects/s")
+    print(f"  {ratio}")
+    same = total = 0
+    for row, objects_of_image in zip(ours(), theirs(), strict=True):
+        cells = row["grid_h"] * row["grid_w"]
+        for item, (_, patches, mask) in zip(row["objects"], objects_of_image, strict=True):
+            total += 1
+            same += bool((unpack_patches(item["patches"], cells) == patches).all())
+            assert item["rle"]["counts"] == mask["counts"].decode()
+    print(f"  same patches for {same} of {total} objects, same masks for all")
+
+
+if __name__ == "__main__":
+    main()
