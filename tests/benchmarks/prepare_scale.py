@@ -135,13 +135,10 @@ def main() -> None:
         said = process.stdout.read().split("\n")
         if process.returncode:
             raise SystemExit(f"the preparation of {images} images failed")
-        memory = ", ".join(
-            f"{name} {peak / 2**20:.0f} MiB" for name, peak in sorted(peaks.items(), key=lambda p: -p[1])[:4]
-        )
-        print(
-            f"{images} images, {size / 1e6:.0f} MB of JSON: {seconds:.0f} s ({', '.join(filter(None, said))}); {memory}",
-            flush=True,
-        )
+        highest = sorted(peaks.items(), key=lambda peak: -peak[1])[:4]
+        memory = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in highest)
+        steps = ", ".join(filter(None, said))
+        print(f"{images} images, {size / 1e6:.0f} MB of JSON: {seconds:.0f} s ({steps}); {memory}", flush=True)
         shutil.rmtree(folder)
 
 
