@@ -1,6 +1,7 @@
 """Reading an answer: which tokens form groups of VRTs, what each group is called, and what is wrong with it.
 
-Parsing works on token ids, so that no label is torn at a token's border and no text can pass for a VRT.
+Parsing works on token ids, so that no label is torn at a token's border and no text can pass for a VRT. It goes token
+by token: an answer that is still being written is read the same way as a whole one.
 """
 
 import re
@@ -21,7 +22,8 @@ class AnswerGroup:
         vrts: patch indices of the sample, in order of writing.
         span: token span ``(start, end)`` in the answer, end exclusive.
         image: image of the sample that the patches belong to.
-        complete: False where the answer was cut off inside the group, or the group crossed into another image.
+        complete: False where the answer was cut off inside the group, the group crossed into another image, or a VRT
+            of it was dropped.
     """
 
     label: str
@@ -46,6 +48,102 @@ class ParsedAnswer:
     warnings: tuple[str, ...]
 
 
+class AnswerParser:
+    """Reads an answer as it is written.
+
+    Attributes:
+        ids: the answer so far, without its end token.
+        ended: the end token has come; what follows it is padding and is ignored.
+    """
+
+    def __init__(
+        self,
+        vrt_offset: int,
+        patch_counts: Sequence[int],
+        decode: Callable[[Sequence[int]], str],
+        end_token_ids: Sequence[int],
+    ) -> None:
+        """Start reading.
+
+        Args:
+            vrt_offset: id of the VRT of patch 0.
+            patch_counts: patches of each image of the sample; VRT ids run on over the images.
+            decode: text of a run of text ids (without special tokens).
+            end_token_ids: ids that end an answer.
+        """
+        self.ids: list[int] = []
+        self.ended = False
+        self._offset = vrt_offset
+        self._patch_counts = tuple(patch_counts)
+        self._decode = decode
+        self._ends = frozenset(end_token_ids)
+        self._run_start = 0
+        self._label = ""
+        self._groups: list[AnswerGroup] = []
+        self._warnings: list[str] = []
+
+    @property
+    def in_group(self) -> bool:
+        """Whether the last token is a VRT, so that the group may go on."""
+        return bool(self.ids) and self.ids[-1] >= self._offset
+
+    def feed(self, token: int) -> list[AnswerGroup]:
+        """Read one more token; returns the groups that it closes."""
+        if self.ended:
+            return []
+        if token in self._ends:
+            self.ended = True
+            return self._close_group(cut=False)
+        closed: list[AnswerGroup] = []
+        if not self.ids or (token >= self._offset) != self.in_group:
+            if self.in_group:
+                closed = self._close_group(cut=False)
+            elif self.ids:
+                self._label = label_of(self._decode(self.ids[self._run_start :]), self._label)
+            self._run_start = len(self.ids)
+        self.ids.append(token)
+        return closed
+
+    def finish(self) -> list[AnswerGroup]:
+        """No more tokens come: returns the group that was cut off, if there is one."""
+        return [] if self.ended else self._close_group(cut=True)
+
+    def result(self) -> ParsedAnswer:
+        """All groups so far, and what was wrong."""
+        return ParsedAnswer(tuple(self._groups), not self.ended, tuple(self._warnings))
+
+    def _close_group(self, cut: bool) -> list[AnswerGroup]:
+        if not self.in_group:
+            return []
+        if cut:
+            self._warnings.append(f"the answer was cut off inside the group at token {self._run_start}")
+        vrts = [token - self._offset for token in self.ids[self._run_start :]]
+        groups = self._split_by_image(vrts, self._run_start, cut)
+        self._groups += groups
+        return groups
+
+    def _split_by_image(self, vrts: list[int], start: int, cut: bool) -> list[AnswerGroup]:
+        """Runs of VRTs of one image each, at token ``start`` and after; VRTs of no image are left out."""
+        parts: list[tuple[int, list[int], int]] = []
+        for place, vrt in enumerate(vrts, start):
+            image = _image_of(vrt, self._patch_counts)
+            if image is None:
+                patches = sum(self._patch_counts)
+                self._warnings.append(f"VRT {vrt} at token {place} is beyond the sample's {patches} patches")
+            elif parts and parts[-1][0] == image and parts[-1][2] + len(parts[-1][1]) == place:
+                parts[-1][1].append(vrt)
+            else:
+                parts.append((image, [vrt], place))
+        if len({image for image, _, _ in parts}) > 1:
+            self._warnings.append(f"the group at token {start} crosses from one image into another and was split")
+        return [
+            AnswerGroup(
+                self._label, tuple(run), (first, first + len(run)), image, complete=not cut and len(run) == len(vrts)
+            )
+            for image, run, first in parts
+        ]
+
+
 def parse_answer(
     token_ids: Sequence[int],
     vrt_offset: int,
@@ -53,37 +151,12 @@ def parse_answer(
     decode: Callable[[Sequence[int]], str],
     end_token_ids: Sequence[int],
 ) -> ParsedAnswer:
-    """Find the groups of VRTs in a generated answer.
-
-    Args:
-        token_ids: the answer's ids; what follows the first end token is padding and is ignored.
-        vrt_offset: id of the VRT of patch 0.
-        patch_counts: patches of each image of the sample; VRT ids run on over the images.
-        decode: text of a run of text ids (without special tokens).
-        end_token_ids: ids that end an answer.
-    """
-    ids = [int(token) for token in token_ids]
-    end = next((index for index, token in enumerate(ids) if token in set(end_token_ids)), None)
-    truncated = end is None
-    ids = ids if end is None else ids[:end]
-    groups: list[AnswerGroup] = []
-    warnings: list[str] = []
-    label = ""
-    position = 0
-    while position < len(ids):
-        start = position
-        is_vrt = ids[start] >= vrt_offset
-        while position < len(ids) and (ids[position] >= vrt_offset) == is_vrt:
-            position += 1
-        if not is_vrt:
-            label = label_of(decode(ids[start:position]), label)
-            continue
-        cut = truncated and position == len(ids)
-        if cut:
-            warnings.append(f"the answer was cut off inside the group at token {start}")
-        vrts = [token - vrt_offset for token in ids[start:position]]
-        groups.extend(_split_by_image(label, vrts, start, patch_counts, cut, warnings))
-    return ParsedAnswer(tuple(groups), truncated, tuple(warnings))
+    """Find the groups of VRTs in a whole answer; see :class:`AnswerParser` for the arguments."""
+    parser = AnswerParser(vrt_offset, patch_counts, decode, end_token_ids)
+    for token in token_ids:
+        parser.feed(int(token))
+    parser.finish()
+    return parser.result()
 
 
 def label_of(text: str, previous: str) -> str:
@@ -97,24 +170,6 @@ def label_of(text: str, previous: str) -> str:
         return quoted.group(1)
     phrase = _BREAK.split(text.rstrip(" (["))[-1].strip()
     return phrase if any(letter.isalnum() for letter in phrase) else previous
-
-
-def _split_by_image(label, vrts, start, patch_counts, cut, warnings) -> list[AnswerGroup]:
-    parts: list[tuple[int, list[int], int]] = []
-    for index, vrt in enumerate(vrts):
-        image = _image_of(vrt, patch_counts)
-        if image is None:
-            warnings.append(f"VRT {vrt} at token {start + index} is beyond the sample's {sum(patch_counts)} patches")
-        elif parts and parts[-1][0] == image and parts[-1][2] + len(parts[-1][1]) == start + index:
-            parts[-1][1].append(vrt)
-        else:
-            parts.append((image, [vrt], start + index))
-    if len({image for image, _, _ in parts}) > 1:
-        warnings.append(f"the group at token {start} crosses from one image into another and was split")
-    return [
-        AnswerGroup(label, tuple(run), (first, first + len(run)), image, complete=not cut and len(parts) == 1)
-        for image, run, first in parts
-    ]
 
 
 def _image_of(vrt: int, patch_counts: Sequence[int]) -> int | None:
