@@ -68,6 +68,7 @@ def _counts(plan: SetPlan, results: Sequence[ShardResult]) -> Counts:
         objects_with_patches=kept["objects_with_patches"],
         references=kept["references"],
         captions=kept["captions"],
+        conversations=kept["conversations"],
         input=plan.input,
         rejected={kind: rejected.get(kind, 0) for kind in REJECT_KINDS},
         rejects=total("rejects", plan.rejects),
@@ -78,17 +79,11 @@ def _counts(plan: SetPlan, results: Sequence[ShardResult]) -> Counts:
 
 
 def _check_sums(counts: Counts) -> None:
-    kept = {
-        "image": counts.rows,
-        "object": counts.objects,
-        "reference": counts.references,
-        "caption": counts.captions,
-    }
-    for kind in REJECT_KINDS:
-        if counts.input[kind] != kept[kind] + counts.rejected[kind]:
+    for kind, came_in, kept, rejected in counts.by_kind():
+        if came_in != kept + rejected:
             raise RuntimeError(
-                f"{counts.input[kind]} {kind}s came in, {kept[kind]} were kept and {counts.rejected[kind]} rejected: "
-                "the counts do not add up. This is a fault of padt; please report it with the source files."
+                f"{came_in} {kind}s came in, {kept} were kept and {rejected} rejected: the counts do "
+                "not add up. This is a fault of padt; please report it with the source files."
             )
 
 

@@ -10,7 +10,7 @@ from padt.errors import UserError
 from pipelines.manifest import Manifest, open_set
 from pipelines.pictures import draw_row
 from pipelines.reading import find_row, spread_rows
-from pipelines.schema import REJECT_KINDS, REJECT_REASONS
+from pipelines.schema import REJECT_REASONS
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,11 @@ def inspect(url: str, key: str | None = None, count: int = 4, out: str | None = 
                 f"The picture cannot be written to {out} ({error}): give a file such as view.png."
             ) from error
     counts = manifest.counts
-    kept = (counts.rows, counts.objects, counts.references, counts.captions)
     return InspectReport(
         url=url,
         manifest=manifest,
         facts=_facts(manifest),
-        kept=[
-            (f"{kind}s", counts.input[kind], number, counts.rejected[kind])
-            for kind, number in zip(REJECT_KINDS, kept, strict=True)
-        ],
+        kept=[(f"{kind}s", came_in, kept, lost) for kind, came_in, kept, lost in counts.by_kind()],
         rejects=[(name, n, REJECT_REASONS[name]) for name, n in sorted(counts.rejects.items(), key=lambda x: -x[1])],
         repairs=sorted(counts.repairs.items()),
         classes=list(manifest.statistics.get("classes", {}).items()),

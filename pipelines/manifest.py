@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from padt.errors import UserError
 from padt.image import ResizePolicy
-from pipelines.schema import SCHEMA_VERSION
+from pipelines.schema import REJECT_KINDS, SCHEMA_VERSION
 from pipelines.storage import Folder
 
 MANIFEST_NAME = "manifest.json"
@@ -50,11 +50,12 @@ class Counts(_Strict):
     """How many things there are. For each kind, ``input`` = kept + ``rejected``.
 
     Attributes:
-        rows: images kept.
+        rows: rows kept: one for each image, or for each conversation.
         objects: objects kept; ``objects_with_patches`` of them have at least one foreground patch.
         references: sentences kept.
         captions: captions kept.
-        input: what the source files held, by kind (``image``, ``object``, ``reference``, ``caption``).
+        conversations: conversations kept; as many of the rows.
+        input: what the source files held, by kind (``pipelines.schema.REJECT_KINDS``).
         rejected: what was rejected, by kind.
         rejects: what was rejected, by reason.
         repairs: what was put right, by repair.
@@ -65,10 +66,26 @@ class Counts(_Strict):
     objects_with_patches: int
     references: int
     captions: int
+    conversations: int = 0
     input: dict[str, int]
     rejected: dict[str, int]
     rejects: dict[str, int]
     repairs: dict[str, int]
+
+    def by_kind(self) -> list[tuple[str, int, int, int]]:
+        """Kind, number in the sources, kept, rejected; kinds that the sources know nothing of are left out."""
+        kept = {
+            "image": self.rows - self.conversations,
+            "object": self.objects,
+            "reference": self.references,
+            "caption": self.captions,
+            "conversation": self.conversations,
+        }
+        return [
+            (kind, self.input.get(kind, 0), kept[kind], self.rejected.get(kind, 0))
+            for kind in REJECT_KINDS
+            if kind != "conversation" or self.input.get(kind)
+        ]
 
 
 class ResizeLimits(_Strict):

@@ -9,7 +9,7 @@ from padt.draw import contact_sheet
 from pipelines.manifest import Manifest
 from pipelines.pictures import draw_row
 from pipelines.reading import spread_rows
-from pipelines.schema import REJECT_KINDS, REJECT_REASONS
+from pipelines.schema import REJECT_REASONS
 from pipelines.storage import Folder
 
 REPORT_NAME = "report.html"
@@ -85,8 +85,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def _counts(manifest: Manifest) -> str:
     counts = manifest.counts
-    kept = dict(zip(REJECT_KINDS, (counts.rows, counts.objects, counts.references, counts.captions), strict=True))
-    rows = [(f"{kind}s", counts.input[kind], kept[kind], counts.rejected[kind]) for kind in REJECT_KINDS]
+    rows = [(f"{kind}s", came_in, kept, lost) for kind, came_in, kept, lost in counts.by_kind()]
     bare = counts.objects - counts.objects_with_patches
     return _table(("", "in the sources", "kept", "rejected"), rows) + (
         f"<p>{_text(bare)} of the {_text(counts.objects)} objects are too small to have a foreground patch: "

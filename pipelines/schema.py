@@ -1,6 +1,8 @@
 """What a prepared data set looks like on disk: columns of its shards, and why things are rejected.
 
-One row is one image. Changing anything here is a new schema version: a trainer refuses a set whose version is not its
+One row is one image with what belongs to it, or one conversation about any number of images. Columns are only ever
+added within a schema version: every shard written now has all of them, and a column that an older shard lacks counts as
+empty (``OPTIONAL_COLUMNS``). Any other change is a new version, and a trainer refuses a set whose version is not its
 own.
 """
 
@@ -37,12 +39,15 @@ _REFERENCE = pa.struct(
     [("ref_id", pa.int64()), ("sent_id", pa.int64()), ("text", pa.string()), ("objects", _list(pa.int32()))]
 )
 _CAPTION = pa.struct([("text", pa.string()), ("objects", _list(pa.int32()))])
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_GRID = pa.struct([("grid_h", pa.int32()), ("grid_w", pa.int32())])
 _COLUMNS = [
     ("key", pa.string()),
     ("source", pa.string()),
     ("split", pa.string()),
     ("image_id", pa.string()),
-    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("image", _IMAGE),
     ("width", pa.int32()),
     ("height", pa.int32()),
     ("grid_h", pa.int32()),
@@ -50,9 +55,21 @@ _COLUMNS = [
     ("objects", _list(_OBJECT)),
     ("references", _list(_REFERENCE)),
     ("captions", _list(_CAPTION)),
+    ("messages", _list(_MESSAGE)),
+    ("more_images", _list(_IMAGE)),
+    ("more_grids", _list(_GRID)),
 ]
+OPTIONAL_COLUMNS = ("messages", "more_images", "more_grids")
+"""Columns of conversations, later than the others: sets prepared before have shards without them.
 
-REJECT_KINDS = ("image", "object", "reference", "caption")
+``messages``: turns in order, roles ``system``, ``user`` and ``assistant``; each ``<image>`` in a user's content stands
+for the next picture. ``more_images``, ``more_grids``: the second and later pictures and their patch grids. A
+conversation without pictures has a null ``image``, and 0 as width, height and grid.
+"""
+IMAGE_COLUMNS = ("image", "more_images")
+"""Columns that hold encoded images, as against the small ones."""
+
+REJECT_KINDS = ("image", "object", "reference", "caption", "conversation")
 
 REJECT_REASONS = {
     "image_missing": "the file is not where the annotations say",
@@ -80,6 +97,12 @@ REJECT_REASONS = {
     "caption_malformed": "it is not text, or has placeholders of its own",
     "caption_blank": "the caption has no text",
     "caption_unfinished": "the grounded caption ends in the middle of a sentence",
+    "conversation_malformed": "the entry has neither messages nor conversations, or a turn lacks role or text",
+    "role_unknown": "a turn's role is none of system, user (human) and assistant (gpt)",
+    "roles_out_of_order": "user and assistant do not alternate, or the last turn is not the assistant's",
+    "answer_empty": "a turn of the assistant has no text",
+    "image_marker_mismatch": "the number of <image> markers is not the number of pictures",
+    "content_unsupported": "a turn holds something other than text and pictures",
 }
 """Reasons for rejects (a closed list) and what they mean."""
 
@@ -113,6 +136,7 @@ def _features(kind: pa.DataType) -> Any:
 def _shard_schema() -> pa.Schema:
     features = {name: _features(kind) for name, kind in _COLUMNS}
     features["image"] = {"_type": "Image"}
+    features["more_images"] = [{"_type": "Image"}]
     metadata = {
         "huggingface": json.dumps({"info": {"features": features}}),
         "padt_schema_version": str(SCHEMA_VERSION),

@@ -179,7 +179,8 @@ def test_rejects_are_named_and_add_up_to_the_input(tmp_path):
         options_for(tmp_path / "raw", tmp_path / "set", captions=str(tmp_path / "raw" / "captions.json"))
     )
     counts, rejects = manifest.counts, rejects_of(tmp_path / "set")
-    assert counts.input == {"image": images, "object": annotations, "reference": 0, "caption": captions}
+    kinds = {"image": images, "object": annotations, "reference": 0, "caption": captions, "conversation": 0}
+    assert counts.input == kinds
     by_kind = Counter(reject["kind"] for reject in rejects)
     assert counts.rejected == {kind: by_kind[kind] for kind in counts.rejected}
     assert counts.rejects == dict(Counter(reject["reason"] for reject in rejects))
