@@ -6,11 +6,11 @@ REC and RES are counted by sentence, detection and captions by image, each exact
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from jobs.bars import counting
 from jobs.evaluation.answer import ModelAnswerer, answer_here, answer_on_ray, collect
 from jobs.evaluation.report import publish_report, score_records
 from jobs.evaluation.samples import EvalSet, open_eval_set, policy_mismatch
@@ -143,7 +143,7 @@ def answer(data: EvalSet, model: Any, batch_size: int, workers: int, progress: b
     else:
         answered = answer_here(data.samples, data.index, model, batch_size)
     records: list[dict[str, Any]] = []
-    with _progress(len(data.samples), data.manifest.name, progress) as advance:
+    with counting(f"evaluate {data.manifest.name}", len(data.samples), "samples", progress) as advance:
         for part in collect(data.samples, answered):
             records += part
             advance(len(part))
@@ -188,41 +188,3 @@ def _remarks(counts: Mapping[str, int]) -> list[str]:
     if counts.get("detections_beyond_100"):
         remarks.append(f"{counts['detections_beyond_100']} detections beyond the 100 best of an image were left out.")
     return remarks
-
-
-@contextmanager
-def _progress(total: int, name: str, show: bool) -> Iterator[Any]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    # The console that log lines go to as well, so that they do not tear the bar.
-    from jobs.console import err
-
-    if not show or not err.is_terminal:
-        yield _LineProgress(total, name, show)
-        return
-    columns = (TextColumn("evaluate {task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda number: bar.advance(task, number)
-
-
-class _LineProgress:
-    """Progress as log lines, at most one in five seconds, for output that is no terminal."""
-
-    def __init__(self, total: int, name: str, show: bool) -> None:
-        self._total, self._name, self._show = total, name, show
-        self._done = 0
-        self._last = time.monotonic()
-
-    def __call__(self, number: int) -> None:
-        self._done += number
-        if self._show and (time.monotonic() - self._last > 5 or self._done == self._total):
-            self._last = time.monotonic()
-            logger.info("evaluate %s: %d of %d samples", self._name, self._done, self._total)

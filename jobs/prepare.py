@@ -1,19 +1,16 @@
 """`padt prepare`: raw annotations to shards, with the plan and the progress in the log."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from jobs.bars import Advance, counting, every_few_seconds
 from jobs.ray_session import ray_session
 from pipelines.manifest import Manifest
 from pipelines.prepare import PlanSummary, PrepareOptions, Progress, prepare
 
 logger = logging.getLogger(__name__)
-
-# Seconds between two lines of progress.
-_QUIET_S = 5.0
 
 
 def run_prepare(options: PrepareOptions) -> Manifest:
@@ -22,8 +19,8 @@ def run_prepare(options: PrepareOptions) -> Manifest:
     Raises:
         UserError: see ``pipelines.prepare.prepare``.
     """
-    with ray_session(), _quiet_ray_data():
-        return prepare(options, on_plan=log_plan, on_progress=progress_logger(options.out))
+    with ray_session(), _quiet_ray_data(), Telling() as telling:
+        return prepare(options, on_read=telling.read, on_plan=telling.plan, on_progress=telling.progress)
 
 
 def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int) -> dict[str, Manifest]:
@@ -40,27 +37,61 @@ def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int) -> dict[s
     """
     from pipelines.sources.toy import prepare_toy
 
-    drawn = _every_few_seconds(lambda split, done, count: logger.info("drew %d of %d scenes (%s)", done, count, split))
-    with ray_session(), _quiet_ray_data():
+    drawn = every_few_seconds(lambda split, done, count: logger.info("drew %d of %d scenes (%s)", done, count, split))
+    with ray_session(), _quiet_ray_data(), Telling() as telling:
         sets = prepare_toy(
             out,
             scenes=scenes,
             heldout=heldout,
             seed=seed,
-            on_plan=log_plan,
-            on_progress=progress_logger(out),
+            on_plan=telling.plan,
+            on_progress=telling.progress,
             on_drawn=lambda split, done, count: drawn(done == count, split, done, count),
         )
     return {"train": sets.train, "val": sets.val}
 
 
+class Telling:
+    """Tells on stderr what a preparation is about to do and how far it is: its callbacks, and the bar they share."""
+
+    def __init__(self) -> None:
+        self._bars = ExitStack()
+        self._advance: Advance | None = None
+        self._rows = 0
+        self._say_read = every_few_seconds(lambda pieces: logger.info("read %s annotations", f"{pieces:,}"))
+
+    def __enter__(self) -> "Telling":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bars.close()
+
+    def read(self, pieces: int) -> None:
+        """Annotations read so far, while the plan is made."""
+        self._say_read(False, pieces)
+
+    def plan(self, plan: PlanSummary) -> None:
+        """Say what is about to be done, and begin to count."""
+        log_plan(plan)
+        self._bars.close()
+        self._rows = plan.images * plan.done // plan.shards if plan.shards else 0
+        self._advance = self._bars.enter_context(counting(plan.out, plan.images - self._rows, "images"))
+
+    def progress(self, progress: Progress) -> None:
+        """Rows done so far."""
+        assert self._advance is not None
+        self._advance(progress.rows_done - self._rows)
+        self._rows = progress.rows_done
+
+
 def log_plan(plan: PlanSummary) -> None:
-    """Say what is about to be done."""
+    """Say what is about to be done: rows, bytes, shards, time, and the room that there is."""
     pieces = ", ".join(f"{count:,} {kind}s" for kind, count in plan.pieces.items() if count)
     missing = f", {plan.missing:,} images missing" if plan.missing else ""
     done = f", {plan.done} done before" if plan.done else ""
+    free = f"; {plan.free_bytes / 1e9:,.1f} GB free there" if plan.free_bytes is not None else ""
     logger.info(
-        "plan for %s: %s images (%.1f MB), %s%s; %d shards%s; about %.0f s on one core",
+        "plan for %s: %s images (%.1f MB), %s%s; %d shards%s; about %.0f s on one core%s",
         plan.out,
         f"{plan.images:,}",
         plan.bytes / 1e6,
@@ -69,36 +100,8 @@ def log_plan(plan: PlanSummary) -> None:
         plan.shards,
         done,
         plan.seconds,
+        free,
     )
-
-
-def progress_logger(out: str) -> Callable[[Progress], None]:
-    """A callback that logs how far a preparation is, not more often than every few seconds."""
-    say = _every_few_seconds(
-        lambda progress: logger.info(
-            "%s: shard %d of %d, %s of %s images, %.0f s",
-            out,
-            progress.shards_done,
-            progress.shards,
-            f"{progress.rows_done:,}",
-            f"{progress.rows:,}",
-            progress.seconds,
-        )
-    )
-    return lambda progress: say(progress.shards_done == progress.shards, progress)
-
-
-def _every_few_seconds(say: Callable[..., None]) -> Callable[..., None]:
-    """``say``, but only every few seconds, or when the first argument (last call of its kind) is true."""
-    said = time.monotonic()
-
-    def maybe(last: bool, *arguments: Any) -> None:
-        nonlocal said
-        if last or time.monotonic() - said >= _QUIET_S:
-            said = time.monotonic()
-            say(*arguments)
-
-    return maybe
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def prepare(
     options: PrepareOptions,
     *,
     execute: Execute | None = None,
+    on_read: Callable[[int], None] | None = None,
     on_plan: Callable[[PlanSummary], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
@@ -50,6 +51,7 @@ def prepare(
     Args:
         options: what to prepare, and how.
         execute: runs the shards' tasks and yields results in any order; Ray Data if not given.
+        on_read: called with the number of annotations read so far, while the plan is made.
         on_plan: called once before the work starts.
         on_progress: called after each shard.
 
@@ -67,7 +69,7 @@ def prepare(
     done = _finished_set(options, folder, wanted)
     if done is not None:
         return done
-    plan = _begun_plan(options, folder, wanted) or _make_plan(options, folder, source, sources, wanted)
+    plan = _begun_plan(options, folder, wanted) or _make_plan(options, folder, source, sources, wanted, on_read)
     context = RowContext(
         name=options.set_name,
         split=options.split,
@@ -183,7 +185,7 @@ def _begun_plan(options: PrepareOptions, folder: Folder, wanted: str) -> SetPlan
     return plan
 
 
-def _make_plan(options, folder: Folder, source: Source, sources: Sequence[SourceFile], wanted: str) -> SetPlan:
+def _make_plan(options, folder: Folder, source: Source, sources: Sequence[SourceFile], wanted: str, on_read) -> SetPlan:
     header = source.header()
     images, rejects = locate_images(header, ImageFolders(options.image_folders))
     _check_found(options, images)
@@ -192,7 +194,7 @@ def _make_plan(options, folder: Folder, source: Source, sources: Sequence[Source
     total = sum(image.bytes or 0 for image in images)
     _check_room(options, folder, total)
     rejected_images = {reject.image_id for reject in rejects}
-    unplaced, counts = write_groups(folder, shards, source, options.policy, rejected_images)
+    unplaced, counts = write_groups(folder, shards, source, options.policy, rejected_images, on_piece=on_read)
     rejects = [*header.rejects, *rejects, *unplaced]
     if rejects:
         context = RowContext(options.set_name, options.split, {}, options.policy)
