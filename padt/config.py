@@ -1,12 +1,23 @@
 """Configuration of PaDT: Qwen2.5-VL's, plus the prototypes, the object decoder and the order of image features."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 
 FeatureOrder = Literal["raster", "reference"]
+Layout = Literal["hub", "released", "padt"]
+# What the released section says about its own code, not about the decoder.
+_RELEASED_NOTES = ("attn_implementation", "name")
+
+
+def layout_of(values: Mapping[str, Any]) -> Layout:
+    """Layout of a model folder by the values of its ``config.json``: ours, released PaDT, or Qwen2.5-VL as on the Hub."""
+    if values.get("model_type") == "padt":
+        return "padt"
+    return "released" if values.get("vl_decoder") is not None else "hub"
 
 
 class VLDecoderConfig(PreTrainedConfig):
@@ -69,6 +80,21 @@ class PaDTConfig(Qwen2_5_VLConfig):
             raise ValueError(
                 f"feature_order is {self.feature_order!r}; use 'raster', or 'reference' for released weights."
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "PaDTConfig":
+        """Make a configuration from the values of a ``config.json`` of any layout.
+
+        A released one knows nothing of ``feature_order``: its weights need the mixed orders they were trained with.
+        """
+        values = dict(config_dict)
+        layout = layout_of(values)
+        if layout != "padt":
+            values.pop("model_type", None)
+            values.setdefault("feature_order", "reference" if layout == "released" else "raster")
+        if isinstance(values.get("vl_decoder"), dict):
+            values["vl_decoder"] = {k: v for k, v in values["vl_decoder"].items() if k not in _RELEASED_NOTES}
+        return super().from_dict(values, **kwargs)
 
     @property
     def vrt_offset(self) -> int:
