@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def load_model(
     """Load a PaDT model from a folder of any layout, in eval mode.
 
     Args:
-        path: local model folder.
+        path: local model folder; of an adapter folder, base and adapter are merged.
         dtype: of the weights; by default fp32 on CPU, the saved type on an accelerator.
         device: where to put it; by default the accelerator if there is one.
         attn_implementation: ``auto``, ``sdpa``, ``eager`` or ``flash_attention_2``, for vision and language.
@@ -110,6 +111,17 @@ def load_model(
     Raises:
         UserError: the folder, its configuration or a key of its weights is missing, unexpected or of another shape.
     """
+    if (Path(path) / "adapter_config.json").is_file():
+        from padt.adapters import load_merged
+
+        return load_merged(
+            path,
+            dtype=dtype,
+            device=device,
+            attn_implementation=attn_implementation,
+            feature_order=feature_order,
+            with_processor=with_processor,
+        )
     register()
     config, layout = load_config(path, feature_order)
     target = torch.device(device) if device is not None else default_device()
@@ -150,14 +162,27 @@ def save_model(model: PaDTForConditionalGeneration, processor: PaDTProcessor, fo
     Raises:
         UserError: the folder exists already.
     """
+
+    def write(partial: Path) -> None:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+
+    return new_folder(folder, write)
+
+
+def new_folder(folder: str | os.PathLike, write: Callable[[Path], object]) -> Path:
+    """Make a folder that appears under its name only when ``write(partial folder)`` has filled it.
+
+    Raises:
+        UserError: the folder exists already.
+    """
     target = Path(folder)
     if target.exists():
         raise UserError(f"{target} exists already: remove it or save under another name.")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
+        write(partial)
         partial.chmod(0o755)
         partial.rename(target)
     except BaseException:
