@@ -9,11 +9,12 @@ def test_lines_come_every_few_seconds_and_at_the_end(monkeypatch, caplog):
     caplog.set_level("INFO", logger="jobs")
     with bars.counting("runs/coco", 1000, "images") as advance:
         for _ in range(100):
-            clock[0] += 0.1
+            clock[0] += 0.125
             advance(10)
     assert caplog.messages == [
-        "runs/coco: 500 of 1,000 images, 100.0/s, 0:05 left",
-        "runs/coco: 1,000 of 1,000 images, 100.0/s, 0:00 left",
+        "runs/coco: 400 of 1,000 images, 80.0/s, 0:08 left",
+        "runs/coco: 800 of 1,000 images, 80.0/s, 0:02 left",
+        "runs/coco: 1,000 of 1,000 images, 80.0/s, 0:00 left",
     ]
 
 
