@@ -221,7 +221,7 @@ def _check_found(options: PrepareOptions, images) -> None:
     if not images:
         raise UserError(f"No image of {options.annotations} has a usable file name: check its section 'images'.")
     # Without a listing (https) nothing is known before the images are fetched.
-    if all(image.bytes is None for image in images) and "://" not in images[0].url:
+    if all(image.bytes is None for image in images) and not images[0].url.startswith(("http://", "https://")):
         folders = ", ".join(options.image_folders)
         raise UserError(
             f"None of the {len(images)} images of {options.annotations} lies under {folders} "

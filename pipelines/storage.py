@@ -1,6 +1,8 @@
 """Folders and files on any file system that fsspec knows, written so that nothing half-written has its final name."""
 
 import hashlib
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +14,12 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from padt.errors import UserError
+from pipelines.archives import archive_url, open_archive
 
 _TEMPORARY = ".tmp-"
+# Tries for a file on the network, and seconds before the second one; each later one waits twice as long.
+_TRIES = 4
+_FIRST_PAUSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,19 +73,32 @@ class Folder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator["HashingFile"]:
-        """A file to write; it appears under its name when the block ends without an error, and not before."""
+        """A file to write; it appears under its name when the block ends without an error, and not before.
+
+        Raises:
+            UserError: there is no room or no right to write there, or the network failed. What was complete before
+                stays.
+        """
         path = self.path(name)
         temporary = f"{path}{_TEMPORARY}{uuid.uuid4().hex}"
-        self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         try:
-            with self.fs.open(temporary, "wb") as handle:
-                yield (file := HashingFile(handle))
-                file.flush()
-            self.fs.mv(temporary, path)
-        except BaseException:
-            if self.fs.exists(temporary):
-                self.fs.rm_file(temporary)
-            raise
+            self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            try:
+                with self.fs.open(temporary, "wb") as handle:
+                    yield (file := HashingFile(handle))
+                    file.flush()
+                self.fs.mv(temporary, path)
+            except BaseException:
+                if self.fs.exists(temporary):
+                    self.fs.rm_file(temporary)
+                raise
+        except transport_errors() as error:
+            if isinstance(error, FileNotFoundError) and is_local(self.fs):
+                raise
+            raise UserError(
+                f"{self.url.rstrip('/')}/{name} cannot be written ({_reason(error)}): make room or check your rights, "
+                "and run the command again; what is complete stays."
+            ) from error
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file at once; see ``writing``."""
@@ -145,11 +164,13 @@ class HashingFile:
 
 
 def resolve(url: str) -> tuple[Any, str]:
-    """File system and path of a URL or local path.
+    """File system and path of a URL or local path; ``zip://INNER::TARGET`` and ``tar://INNER::TARGET`` included.
 
     Raises:
-        UserError: the scheme is unknown, or its package is not installed.
+        UserError: the scheme is unknown, its package is not installed, or the archive cannot be read.
     """
+    if (inside := archive_url(url)) is not None:
+        return open_archive(inside).fs, inside.inner
     try:
         return url_to_fs(url)
     except (ValueError, ImportError) as error:
@@ -162,6 +183,69 @@ def is_local(fs: Any) -> bool:
     return protocol in ("file", "local")
 
 
+def transport_errors() -> tuple[type[Exception], ...]:
+    """What reading and writing may raise: the system's errors, and those of the network libraries that are in use."""
+    known = (
+        ("botocore.exceptions", "BotoCoreError"),
+        ("aiohttp", "ClientError"),
+        ("google.auth.exceptions", "GoogleAuthError"),
+    )
+    return (OSError, *(getattr(sys.modules[module], name) for module, name in known if module in sys.modules))
+
+
+@contextmanager
+def reaching(url: str, what: str) -> Iterator[None]:
+    """Turn what the network or the system says into a sentence that names the place.
+
+    Raises:
+        UserError: something in the block could not be reached or read.
+    """
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{what} {url} is not a file: check the path.") from error
+    except transport_errors() as error:
+        raise UserError(
+            f"{what} {url} cannot be read ({_reason(error)}): check the path, the network, and your rights to it."
+        ) from error
+
+
+def read_file(url: str, most: int) -> bytes:
+    """First ``most`` bytes of a file (all of it, if it is not longer); the network gets several tries.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file cannot be read, or not by this user.
+        UserError: the network failed every time.
+    """
+    if (inside := archive_url(url)) is not None:
+        archive = open_archive(inside)
+        with archive.lock, archive.fs.open(inside.inner, "rb") as handle:
+            return handle.read(most)
+    # A local name may hold what means something in a URL.
+    fs, path = (fsspec.filesystem("file"), url) if url.startswith("/") else resolve(url)
+    if is_local(fs):
+        with fs.open(path, "rb") as handle:
+            return handle.read(most)
+    pause = _FIRST_PAUSE
+    for left in reversed(range(_TRIES)):
+        try:
+            return bytes(fs.cat_file(path, start=0, end=most))[:most]
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except transport_errors() as error:
+            if 400 <= getattr(error, "status", 0) < 500:
+                raise OSError(str(error)) from error
+            if not left:
+                raise UserError(
+                    f"{url} could not be read in {_TRIES} tries ({_reason(error)}): check the network and run the "
+                    "command again."
+                ) from error
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError("the last try returns or raises")
+
+
 def open_input(url: str, what: str) -> IO[bytes]:
     """Open a user's file for reading bytes; compressed files (``.gz`` and the like) are unpacked on the way.
 
@@ -172,26 +256,37 @@ def open_input(url: str, what: str) -> IO[bytes]:
     Raises:
         UserError: there is no such file, or it cannot be opened.
     """
-    resolve(url)
-    try:
+    fs, path = resolve(url)
+    with reaching(url, what):
+        if archive_url(url) is not None:
+            return fs.open(path, "rb")
+        if path.lower().endswith(".zip"):
+            _only_member(url, what)
         return fsspec.open(url, "rb", compression="infer").open()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{what} {url} is not a file: check the path.") from error
-    except OSError as error:
-        raise UserError(f"{what} {url} cannot be opened ({error}): check the path and your rights to it.") from error
+
+
+def _only_member(url: str, what: str) -> None:
+    """Raise where a zip given as a file holds several, since one of them has to be chosen."""
+    inside = archive_url(url, bare=True)
+    assert inside is not None
+    members = [info["name"] for info in open_archive(inside).fs.find("", detail=True).values()]
+    if len(members) != 1:
+        example = f"zip://{members[0]}::{url}" if members else "its only file"
+        raise UserError(
+            f"{what} {url} is a zip of {len(members)} files ({', '.join(members[:8])}): name one, as in {example!r}."
+        )
 
 
 def hash_file(url: str, what: str) -> tuple[int, str]:
     """Size in bytes and SHA-256 of a user's file, as it lies there."""
     fs, path = resolve(url)
     digest, size = hashlib.sha256(), 0
-    try:
-        with fs.open(path, "rb") as handle:
-            while chunk := handle.read(1 << 22):
-                digest.update(chunk)
-                size += len(chunk)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{what} {url} is not a file: check the path.") from error
-    except OSError as error:
-        raise UserError(f"{what} {url} cannot be read ({error}): check the path and your rights to it.") from error
+    with reaching(url, what), fs.open(path, "rb") as handle:
+        while chunk := handle.read(1 << 22):
+            digest.update(chunk)
+            size += len(chunk)
     return size, digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
