@@ -94,7 +94,7 @@ class Engine:
     @serve.batch
     async def answer(self, jobs: list[Job]) -> list[Outcome]:
         """Answer a batch. Runs in a thread, so that health checks and new requests are heard meanwhile."""
-        # One batch at a time (serve.batch's default): rope offsets are state of the module (transformers).
+        # One batch at a time (serve.batch's default): two at once would only share the same cores or GPU.
         return await asyncio.to_thread(answer_jobs, self._model, jobs)
 
     async def describe(self) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """PaDT for conditional generation: Qwen2.5-VL whose vocabulary includes the patches of the image at hand."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, Qwen2_5_VLForConditionalGeneration
+from transformers import Cache, GenerationMixin, Qwen2_5_VLForConditionalGeneration
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
@@ -15,7 +16,13 @@ from padt.errors import UserError
 from padt.losses import LossSettings, box_losses, mask_losses, score_loss, token_loss
 from padt.model.decoder import ObjectDecoder
 from padt.model.head import DynamicVocabularyHead
-from padt.model.vision import ImageFeatures, encode_images, normalize_pixels, order_features, pad_images
+from padt.model.vision import ImageFeatures, encode_images, normalize_pixels, pad_images
+
+if TYPE_CHECKING:
+    from padt.generation import GenerationSettings
+    from padt.requests import Request
+    from padt.results import Prediction
+    from padt.streaming import StreamEvent
 
 
 @dataclass
@@ -28,6 +35,7 @@ class PaDTOutput(ModelOutput):
         last_hidden_state: ``(batch, positions, d)`` final states, after the last norm.
         prototypes: ``(batch, max_patches, d)`` vectors of each sample's VRTs.
         prototype_mask: ``(batch, max_patches)``.
+        position_offset: ``(batch, 1)`` what a token's position is ahead of the number of tokens before it.
         total: training: the loss to differentiate.
         parts: training: detached scalars ``token``, ``box``, ``mask``, ``score``, ``giou_loss``, ``l1_loss``,
             ``dice``, ``focal``, ``iou``, ``giou``.
@@ -38,13 +46,14 @@ class PaDTOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     prototypes: Tensor | None = None
     prototype_mask: Tensor | None = None
+    position_offset: Tensor | None = None
     total: Tensor | None = None
     parts: dict[str, Tensor] | None = None
 
 
 @dataclass
 class StateRecorder:
-    """Collects the final states of generated tokens: pass one to ``generate(recorder=...)``.
+    """Collects the final states of generated tokens: pass one to ``generate(recorder=...)``, a new one each time.
 
     Attributes:
         steps: one ``(batch * beams, d)`` tensor per step: the state that predicted the step's token.
@@ -88,6 +97,21 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.processor: Any = None
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As transformers', for folders of every layout and strict about every key; see ``padt.loading``."""
+        from padt.loading import load_strictly
+
+        return load_strictly(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
+        """As transformers', with the processor (where there is one) and a model card beside the weights."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process and self.processor is not None:
+            from padt.loading import save_beside
+
+            save_beside(self, self.processor, save_directory)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -106,12 +130,6 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     def image_features(self, pixel_values: Tensor, grid_thw: Tensor) -> ImageFeatures:
         """Run the vision tower once: ``(vit_patches, 1176)`` and ``(images, 3)`` -> features in the model's order."""
         return encode_images(self.model.visual, pixel_values, grid_thw, self.config.feature_order)
-
-    def ordered_features(self, encoded: BaseModelOutputWithPooling, grid_thw: Tensor) -> ImageFeatures:
-        """Image features from an output of the vision tower, as ``generate`` carries it."""
-        merged = encoded.pooler_output
-        merged = merged if isinstance(merged, Tensor) else torch.cat(list(merged))
-        return order_features(self.model.visual, encoded.last_hidden_state, merged, grid_thw, self.config.feature_order)
 
     def prototypes_of(self, merged: Tensor) -> Tensor:
         """f_vp: merged features ``(patches, d)`` -> prototypes ``(patches, d)`` (paper, section 3.2)."""
@@ -159,8 +177,8 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         prototypes: Tensor | None = None,
         prototype_mask: Tensor | None = None,
+        position_offset: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
-        recorder: StateRecorder | None = None,
         batch: Batch | None = None,
         loss: LossSettings | None = None,
         prototypes_to_decoder: bool = False,
@@ -171,18 +189,19 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         Args:
             input_ids: ``(batch, positions)`` text ids and VRTs.
             attention_mask: ``(batch, positions)``.
-            position_ids: ``(3 or 4, batch, positions)``; computed from the grids when absent.
+            position_ids: ``(3 or 4, batch, positions)``; computed from the grids, or from ``position_offset``, when
+                absent.
             past_key_values: cache of the positions before.
             inputs_embeds: ``(batch, positions, d)`` in place of ``input_ids``.
             use_cache: return a cache.
             pixel_values: ``(vit_patches, 1176)`` of all images.
             image_grid_thw: ``(images, 3)``.
-            mm_token_type_ids: ``(batch, positions)``, 1 at image placeholders.
+            mm_token_type_ids: ``(batch, positions)``, 1 at image placeholders; found in ``input_ids`` when absent.
             mm_encoder_outputs: ``{"image": output of the vision tower}`` in place of ``pixel_values``.
             prototypes: ``(batch, max_patches, d)`` of an earlier pass: makes this a step.
             prototype_mask: ``(batch, max_patches)``.
+            position_offset: ``(batch, 1)`` of an earlier pass.
             logits_to_keep: positions from the end (or indices) for which logits are computed; 0 = all.
-            recorder: collects the state of the last position.
             batch: training: everything at once; returns ``total`` and ``parts``.
             loss: training: which losses.
             prototypes_to_decoder: training: the decoder gets the prototypes of the VRTs in place of states (warm-up).
@@ -195,15 +214,18 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             merged = self._merged(pixel_values, image_grid_thw, mm_encoder_outputs)
             if merged is not None:
                 counts = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
-                _check_placeholders(counts, len(merged))
+                _check_placeholders(counts, len(merged), past_key_values)
                 prototypes, prototype_mask = pad_images(self.prototypes_of(merged), counts)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("Give input_ids or inputs_embeds.")
             inputs_embeds = self.embed(input_ids, merged, prototypes)
-        if position_ids is None and image_grid_thw is not None and mm_token_type_ids is not None:
-            position_ids, _ = self.model.get_rope_index(
-                input_ids, mm_token_type_ids, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+        if position_ids is None and position_offset is not None and attention_mask is not None:
+            counted = attention_mask.long().cumsum(-1)[:, -inputs_embeds.shape[1] :] - 1
+            position_ids = (counted + position_offset).expand(3, -1, -1)
+        elif position_ids is None and input_ids is not None:
+            position_ids, position_offset = self.positions(
+                input_ids, attention_mask, image_grid_thw, mm_token_type_ids, past_key_values
             )
         outputs = self.model.language_model(
             input_ids=None,
@@ -215,8 +237,6 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        if recorder is not None:
-            recorder.steps.append(hidden[:, -1])
         kept = hidden[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         return PaDTOutput(
             logits=self.lm_head(kept, prototypes, prototype_mask),
@@ -224,19 +244,49 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             last_hidden_state=hidden,
             prototypes=prototypes,
             prototype_mask=prototype_mask,
+            position_offset=position_offset,
         )
 
+    def positions(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Multimodal rotary positions ``(3, batch, positions)`` of prompts, and their offset ``(batch, 1)``.
+
+        Both are None for tokens on top of a cache, whose offset only the caller knows, and the positions are None for
+        text without padding, whose positions the language model counts itself.
+        """
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return None, None
+        if image_grid_thw is not None and len(image_grid_thw):
+            if mm_token_type_ids is None:
+                mm_token_type_ids = (input_ids == self.config.image_token_id).long()
+            return self.model.get_rope_index(
+                input_ids, mm_token_type_ids, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+            )
+        if (input_ids == self.config.image_token_id).any():
+            raise UserError("The prompt has image placeholders but no image_grid_thw: pass what the processor made.")
+        offset = input_ids.new_zeros((len(input_ids), 1))
+        if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+            return None, offset
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1), offset
+
     def prefill(self, **inputs) -> PaDTOutput:
-        """First pass over prompts (left-padded): logits of the last position, cache and prototypes."""
+        """First pass over prompts (left-padded): logits of the last position, cache, prototypes and offset."""
         return self(**inputs, use_cache=True, logits_to_keep=1)
 
     def step(self, input_ids: Tensor, previous: PaDTOutput, **inputs) -> PaDTOutput:
-        """One more token ``(batch, 1)`` on top of a ``prefill`` or ``step``; give ``position_ids`` and the mask."""
+        """One more token ``(batch, 1)`` on top of a ``prefill`` or ``step``; give the mask of all tokens so far."""
         return self(
             input_ids=input_ids,
             past_key_values=previous.past_key_values,
             prototypes=previous.prototypes,
             prototype_mask=previous.prototype_mask,
+            position_offset=previous.position_offset,
             use_cache=True,
             logits_to_keep=1,
             **inputs,
@@ -323,17 +373,62 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             total = total + settings.score_weight * score
         return total, {**box_parts, **mask_parts, "score": score}
 
+    # ------------------------------------------------------------------ prediction
+
+    def predict(
+        self,
+        images: Any,
+        requests: "str | Request | Sequence[str | Request]",
+        settings: "GenerationSettings | None" = None,
+    ) -> "list[Prediction]":
+        """Answer requests about pictures; see :func:`padt.prediction.predict`."""
+        from padt.prediction import predict
+
+        return predict(self, images, requests, settings)
+
+    def stream(
+        self, images: Any, request: "str | Request", settings: "GenerationSettings | None" = None, vrts: bool = False
+    ) -> "Iterator[StreamEvent]":
+        """Answer one request bit by bit; see :func:`padt.streaming.stream`."""
+        from padt.streaming import stream
+
+        return stream(self, images, request, settings, vrts)
+
     # ------------------------------------------------------------------ generation hooks of transformers
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool = False, **kwargs):  # noqa: D102
+    def prepare_inputs_for_generation(  # noqa: D102
+        self, input_ids, is_first_iteration: bool = False, recorder: StateRecorder | None = None, **kwargs
+    ):
+        # The recorder stays outside of forward, so that a compiled forward has no side effects.
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         inputs["logits_to_keep"] = 1
         return inputs
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> Tensor:
+        # As in transformers, ``(4, batch, positions)`` with text positions first, but without keeping the offset on
+        # the module, where two requests at once would overwrite each other's.
+        text = GenerationMixin._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
+        ids = model_kwargs.get("input_ids")
+        ids = inputs_tensor if ids is None or not ids.shape[1] else ids
+        grid_thw = model_kwargs.get("image_grid_thw")
+        if grid_thw is None or ids.dtype not in (torch.int32, torch.int64):
+            return text[None].expand(4, -1, -1)
+        if text.shape[-1] != ids.shape[1]:
+            raise UserError("To go on from a cache with images, give generate the ids of the whole conversation.")
+        kinds = (ids == self.config.image_token_id).long()
+        vision, _ = self.model.get_rope_index(
+            ids, kinds, image_grid_thw=grid_thw, attention_mask=model_kwargs.get("attention_mask")
+        )
+        return torch.cat([text[None].expand(1, len(ids), -1), vision])
 
     def _update_model_kwargs_for_generation(self, outputs: PaDTOutput, model_kwargs: dict[str, Any], **kwargs):
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
         model_kwargs["prototypes"] = outputs.prototypes
         model_kwargs["prototype_mask"] = outputs.prototype_mask
+        recorder = model_kwargs.get("recorder")
+        if recorder is not None and outputs.last_hidden_state is not None:
+            # A copy: the prompt's states are not kept alive, and a compiled step may write over its output.
+            recorder.steps.append(outputs.last_hidden_state[:, -1].clone())
         return model_kwargs
 
 
@@ -367,7 +462,12 @@ def _init_decoder_part(decoder: ObjectDecoder, module: nn.Module) -> None:
             init.zeros_(module.bias)
 
 
-def _check_placeholders(counts: list[int], features: int) -> None:
+def _check_placeholders(counts: list[int], features: int, cache: Cache | None = None) -> None:
+    if not sum(counts) and cache is not None and cache.get_seq_length() > 0:
+        raise UserError(
+            "The images are in the cache already: pass the prototypes and the prototype_mask of the first pass instead "
+            "of the images' features."
+        )
     if sum(counts) != features:
         raise UserError(
             f"The prompts hold {sum(counts)} image placeholders but the images have {features} patches: "

@@ -4,7 +4,7 @@ import asyncio
 
 from ray import serve
 
-from padt.prediction import PredictedObject, Prediction
+from padt.prediction import Frame, PredictedObject, Prediction
 from serve.engine import Job, Outcome
 
 
@@ -30,7 +30,8 @@ class FakeEngine:
             confidence=0.8,
             complete=True,
         )
-        return Outcome(Prediction(f"{job.task} <|VRT_0|><|VRT_1|>", (thing,), width, height, (2, 3), ()).to_dict())
+        frames = (Frame(width, height, (2, 3)),)
+        return Outcome(Prediction(f"{job.task} <|VRT_0|><|VRT_1|>", (thing,), frames).to_dict())
 
     async def describe(self) -> dict[str, str]:
         return {"source": "/models/fake", "device": "cpu"}
