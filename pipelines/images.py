@@ -9,13 +9,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
 from padt.errors import ImageError, UserError
 from padt.image import DEFAULT_PIXEL_BUDGET
 from pipelines.archives import archive_url
+from pipelines.hashes import look_hash
 from pipelines.storage import is_local, reaching, read_file, resolve
 
 # Largest encoded image: a file of this size is no photograph, and one packed into a zip may claim to be any size.
@@ -29,8 +30,16 @@ _COCO_NUMBER = re.compile(r"^\d{12}\.jpg$")
 _FOLDERS = ("train2017", "val2017", "train2014", "val2014", "images", "test2017")
 
 
-def upright_size(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> tuple[int, int]:
-    """Width and height of an encoded image after its EXIF orientation, having read it to its end.
+class Measured(NamedTuple):
+    """Width and height of an image after its EXIF orientation, and the hash of its look (``look_hash``)."""
+
+    width: int
+    height: int
+    look: str | None
+
+
+def measure(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Measured:
+    """Size and look of an encoded image, having read it to its end.
 
     JPEGs are decoded at an eighth of their size: all their data is read, so a file that is cut off is found, at a
     fraction of the time.
@@ -50,11 +59,12 @@ def upright_size(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> tu
                     width, height = height, width
                 image.draft("L", (max(1, image.size[0] // 8), max(1, image.size[1] // 8)))
                 image.load()
+                look = look_hash(image)
         except Image.DecompressionBombError as error:
             raise ImageError("image_too_large", str(error)) from error
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
             raise ImageError("image_unreadable", str(error)) from error
-    return width, height
+    return Measured(width, height, look)
 
 
 def read_image(url: str, most: int = MOST_IMAGE_BYTES) -> bytes:

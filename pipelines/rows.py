@@ -11,7 +11,8 @@ from padt import rle
 from padt.errors import ImageError
 from padt.image import ResizePolicy
 from padt.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
-from pipelines.images import upright_size
+from pipelines.hashes import content_hash
+from pipelines.images import Measured, measure
 from pipelines.masks import MaskError, mask_of
 from pipelines.sources.base import ImageEntry, Piece, Reject, plain_text, whole_number
 from pipelines.sources.ric import ground, is_finished
@@ -86,7 +87,9 @@ def build_row(
     """
     result = RowResult()
     try:
-        width, height = _checked_size(entry, content, result)
+        if isinstance(content, ImageError):
+            raise content
+        width, height, look = _measured(entry, content, result)
         grid = (grids or {}).get((height, width)) or context.policy.grid(height, width)
     except ImageError as error:
         result.rejects.append(Reject(entry.image_id, "image", error.reason, str(error)))
@@ -109,20 +112,21 @@ def build_row(
         "objects": objects,
         "references": references,
         "captions": captions,
+        "sha256": content_hash(content),
+        "look": look,
     }
     return result
 
 
-def _checked_size(entry: ImageEntry, content: bytes | ImageError, result: RowResult) -> tuple[int, int]:
-    if isinstance(content, ImageError):
-        raise content
-    width, height = upright_size(content)
+def _measured(entry: ImageEntry, content: bytes, result: RowResult) -> Measured:
+    measured = measure(content)
+    width, height, _ = measured
     if entry.width is None or (entry.width, entry.height) == (width, height):
-        return width, height
+        return measured
     if (entry.width, entry.height) == (height, width):
         # The file was measured without its EXIF orientation; what was drawn into it was drawn into the upright image.
         result.repairs["size_swapped"] += 1
-        return width, height
+        return measured
     detail = f"annotation file: {entry.width}x{entry.height}, image: {width}x{height}"
     raise ImageError("size_mismatch", detail)
 

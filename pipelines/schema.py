@@ -29,7 +29,7 @@ _OBJECT = pa.struct(
         ("category_id", pa.int64()),
         ("label", pa.string()),
         ("box", _BOX),
-        ("area", pa.float32()),
+        ("area", pa.float64()),
         ("iscrowd", pa.bool_()),
         ("patches", pa.binary()),
         ("rle", _RLE),
@@ -58,13 +58,16 @@ _COLUMNS = [
     ("messages", _list(_MESSAGE)),
     ("more_images", _list(_IMAGE)),
     ("more_grids", _list(_GRID)),
+    ("sha256", pa.string()),
+    ("look", pa.string()),
 ]
-OPTIONAL_COLUMNS = ("messages", "more_images", "more_grids")
-"""Columns of conversations, later than the others: sets prepared before have shards without them.
+OPTIONAL_COLUMNS = ("messages", "more_images", "more_grids", "sha256", "look")
+"""Columns that are later than the others: sets prepared before have shards without them.
 
 ``messages``: turns in order, roles ``system``, ``user`` and ``assistant``; each ``<image>`` in a user's content stands
 for the next picture. ``more_images``, ``more_grids``: the second and later pictures and their patch grids. A
-conversation without pictures has a null ``image``, and 0 as width, height and grid.
+conversation without pictures has a null ``image``, and 0 as width, height and grid. ``sha256``, ``look``: what the
+(first) image is recognised by in other sets, see ``pipelines.hashes``.
 """
 IMAGE_COLUMNS = ("image", "more_images")
 """Columns that hold encoded images, as against the small ones."""
@@ -130,7 +133,8 @@ def _features(kind: pa.DataType) -> Any:
         return {"feature": _features(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
     if pa.types.is_list(kind):
         return [_features(kind.value_type)]
-    return {"dtype": "float32" if kind == pa.float32() else str(kind), "_type": "Value"}
+    # NumPy's names, where Arrow has its own.
+    return {"dtype": {"float": "float32", "double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
 
 
 def _shard_schema() -> pa.Schema:

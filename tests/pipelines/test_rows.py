@@ -10,7 +10,7 @@ from padt import rle
 from padt.errors import ImageError
 from padt.image import ResizePolicy
 from padt.patches import unpack_patches
-from pipelines.images import upright_size
+from pipelines.images import measure
 from pipelines.masks import MaskError, mask_of
 from pipelines.rows import RowContext, build_row
 from pipelines.sources.base import ImageEntry, Piece
@@ -141,7 +141,7 @@ def test_size_is_that_of_the_upright_image(orientation):
     turned = orientation in (5, 6, 7, 8)
     content = image_bytes(120, 90, orientation)
     upright = (90, 120) if turned else (120, 90)
-    assert upright_size(content) == upright
+    assert measure(content)[:2] == upright
     for size, repairs in ((upright, 0), ((120, 90), int(turned)), ((None, None), 0)):
         result = _build([annotation(1, 1, (1, 1, 50, 50))], content=content, size=size)
         assert (result.row["width"], result.row["height"]) == upright
@@ -175,7 +175,7 @@ def test_a_broken_image_is_rejected_with_everything_that_belongs_to_it(content, 
 
 def test_an_image_over_the_pixel_budget_is_refused_before_it_is_decoded():
     with pytest.raises(ImageError, match="more than 1,000"):
-        upright_size(image_bytes(), pixel_budget=1000)
+        measure(image_bytes(), pixel_budget=1000)
 
 
 def test_references_point_at_places_of_the_row():
