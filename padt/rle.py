@@ -55,6 +55,73 @@ def area(rle: RLE) -> int:
     return int(runs(rle)[1::2].sum())
 
 
+def mirror(rle: RLE) -> dict[str, Any]:
+    """The mask of the image mirrored left to right, without painting it.
+
+    Raises:
+        RLEError: the runs are damaged or do not fill the size.
+    """
+    height, width = size(rle)
+    column, top, bottom = _pieces(rle)
+    order = np.argsort(-column, kind="stable")
+    return _of_pieces(width - 1 - column[order], top[order], bottom[order], height, width)
+
+
+def crop(rle: RLE, x0: int, y0: int, x1: int, y1: int) -> dict[str, Any]:
+    """The part of a mask inside the window ``[x0, x1) x [y0, y1)`` (pixels), as a mask of the window's size.
+
+    Raises:
+        RLEError: the runs are damaged or do not fill the size, or the window does not lie in the image.
+    """
+    height, width = size(rle)
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise RLEError(f"The window ({x0}, {y0}) to ({x1}, {y1}) does not lie in a mask of {height}x{width} pixels.")
+    column, top, bottom = _pieces(rle)
+    top, bottom = np.clip(top, y0, y1) - y0, np.clip(bottom, y0, y1) - y0
+    kept = (column >= x0) & (column < x1) & (bottom > top)
+    return _of_pieces(column[kept] - x0, top[kept], bottom[kept], y1 - y0, x1 - x0)
+
+
+def bounds(rle: RLE) -> tuple[int, int, int, int] | None:
+    """Pixels ``(x0, y0, x1, y1)``, ends exclusive, that the object spans; None for an empty mask.
+
+    Raises:
+        RLEError: the runs are damaged or do not fill the size.
+    """
+    column, top, bottom = _pieces(rle)
+    if not len(column):
+        return None
+    return int(column[0]), int(top.min()), int(column[-1]) + 1, int(bottom.max())
+
+
+def _pieces(rle: RLE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Object runs, cut where a pixel column ends: column, first row, and row after the last; three of ``(n,)``."""
+    height, _ = size(rle)
+    lengths = runs(rle)
+    ends = np.cumsum(lengths)
+    inside = lengths[1::2] > 0
+    stops = ends[1::2][inside]
+    starts = stops - lengths[1::2][inside]
+    first, last = starts // max(1, height), (stops - 1) // max(1, height)
+    counts = last - first + 1
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    column = np.repeat(first, counts) + place
+    top = np.where(place == 0, np.repeat(starts - first * height, counts), 0)
+    bottom = np.where(column == np.repeat(last, counts), np.repeat(stops - last * height, counts), height)
+    return column, top, bottom
+
+
+def _of_pieces(column: np.ndarray, top: np.ndarray, bottom: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """The mask that pieces, in order of the scan, make up."""
+    starts, stops = column * height + top, column * height + bottom
+    joined = starts[1:] == stops[:-1]
+    starts = starts[np.concatenate([[True], ~joined])] if len(starts) else starts
+    stops = stops[np.concatenate([~joined, [True]])] if len(stops) else stops
+    edges = np.concatenate([[0], np.stack([starts, stops], axis=1).reshape(-1), [height * width]])
+    lengths = np.diff(edges)
+    return from_runs(lengths[:-1] if lengths[-1] == 0 and len(lengths) > 1 else lengths, height, width)
+
+
 def runs(rle: RLE) -> np.ndarray:
     """Run lengths in pixels ``(n,)`` int64, starting with background, whatever form ``counts`` has.
 
@@ -69,8 +136,10 @@ def runs(rle: RLE) -> np.ndarray:
         lengths = _runs_of_list(counts)
     else:
         raise RLEError(f"A mask's 'counts' is {type(counts).__name__}: give COCO's compressed text or a list of runs.")
-    if lengths.size and lengths.min() < 0:
-        raise RLEError(f"A mask has a run of {lengths.min()} pixels: its 'counts' are damaged.")
+    # Sums of runs beyond the image could wrap around and look right.
+    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= height * width:
+        wrong = lengths.min() if lengths.min() < 0 else lengths.max()
+        raise RLEError(f"A mask of {height}x{width} has a run of {wrong} pixels: its 'counts' are damaged.")
     if lengths.sum() != height * width:
         raise RLEError(
             f"A mask's runs cover {lengths.sum()} pixels but its size is {height}x{width} (height x width): "
@@ -102,7 +171,7 @@ def size(rle: RLE) -> tuple[int, int]:
 def _runs_of_list(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     try:
         values = np.asarray(counts, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RLEError("A mask's list of runs holds something that is not a number.") from error
     if not np.isfinite(values).all() or (values != np.floor(values)).any():
         raise RLEError("A mask's list of runs holds something that is not a whole number.")

@@ -78,3 +78,20 @@ def test_a_photograph_sized_mask_is_encoded_quickly():
         rle.encode(smooth)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.005
+
+
+def test_mirrored_and_cut_masks_are_those_of_the_pixels():
+    # Augmentation moves masks by their runs: a pixel beside its place would teach wrong patches.
+    rng = np.random.default_rng(4)
+    for mask in _masks():
+        encoded, (height, width) = rle.encode(mask), mask.shape
+        assert rle.mirror(encoded) == rle.encode(mask[:, ::-1])
+        x0, y0 = rng.integers(0, width), rng.integers(0, height)
+        x1, y1 = rng.integers(x0 + 1, width + 1), rng.integers(y0 + 1, height + 1)
+        part = mask[y0:y1, x0:x1]
+        assert rle.crop(encoded, x0, y0, x1, y1) == rle.encode(part)
+        rows, columns = np.nonzero(mask)
+        spanned = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else None
+        assert rle.bounds(encoded) == spanned
+    with pytest.raises(rle.RLEError, match="does not lie in"):
+        rle.crop(encoded, 0, 0, width + 1, height)
