@@ -423,8 +423,10 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     def _update_model_kwargs_for_generation(self, outputs: PaDTOutput, model_kwargs: dict[str, Any], **kwargs):
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
-        model_kwargs["prototypes"] = outputs.prototypes
-        model_kwargs["prototype_mask"] = outputs.prototype_mask
+        if outputs.past_key_values is not None:
+            # Without a cache every pass reads the images anew.
+            model_kwargs["prototypes"] = outputs.prototypes
+            model_kwargs["prototype_mask"] = outputs.prototype_mask
         recorder = model_kwargs.get("recorder")
         if recorder is not None and outputs.last_hidden_state is not None:
             # A copy: the prompt's states are not kept alive, and a compiled step may write over its output.

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.processor import PaDTProcessor
-from tests.conftest import shared_path
+from tests.conftest import REPOSITORY, shared_path
 from tests.padt.tiny import released_model, tiny_model, tiny_processor
 
 
@@ -38,3 +39,21 @@ def processor() -> PaDTProcessor:
 def fixture_images() -> Path:
     """Pictures of the reference fixture."""
     return shared_path("reference/fixture") / "images"
+
+
+@pytest.fixture(scope="session")
+def toy_model() -> PaDTForConditionalGeneration:
+    """The shipped toy model, which finds what a sentence describes in pictures of coloured shapes."""
+    from padt.loading import load_model
+
+    return load_model(REPOSITORY / "pipelines" / "toy" / "base", device="cpu")
+
+
+@pytest.fixture
+def shapes() -> Image.Image:
+    """A red circle at (10, 12, 60, 62) and a blue square at (95, 70, 150, 125), on paper of 168x140 pixels."""
+    picture = Image.new("RGB", (168, 140), (240, 240, 235))
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((10, 12, 60, 62), fill=(214, 40, 40))
+    pen.rectangle((95, 70, 150, 125), fill=(40, 90, 200))
+    return picture
