@@ -2,15 +2,23 @@
 
 The front doors are :func:`load_model` and the Hugging Face classes. Names are resolved on first use, so that
 ``import padt`` costs nothing; only torch, transformers, numpy and Pillow are needed.
+
+``AutoConfig``, ``AutoModelForImageTextToText`` and ``AutoProcessor`` of transformers serve our own saves once PaDT is
+registered with them: by ``import padt`` where transformers has been imported before, else by the first use of any name
+of this package, such as ``padt.register()``.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from padt.config import PaDTConfig as PaDTConfig
+    from padt.exporting import export as export
     from padt.loading import load_model as load_model
     from padt.loading import load_processor as load_processor
+    from padt.loading import register as register
+    from padt.loading import save_model as save_model
     from padt.model.modeling import PaDTForConditionalGeneration as PaDTForConditionalGeneration
     from padt.processor import PaDTProcessor as PaDTProcessor
 
@@ -20,8 +28,11 @@ _HOMES = {
     "PaDTConfig": "padt.config",
     "PaDTForConditionalGeneration": "padt.model.modeling",
     "PaDTProcessor": "padt.processor",
+    "export": "padt.exporting",
     "load_model": "padt.loading",
     "load_processor": "padt.loading",
+    "register": "padt.loading",
+    "save_model": "padt.loading",
 }
 __all__ = ["__version__", *_HOMES]
 
@@ -29,4 +40,10 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'padt' has no attribute {name!r}")
+    import_module("padt.loading").register()
     return getattr(import_module(_HOMES[name]), name)
+
+
+# Who has imported transformers has paid for torch already, and may ask its auto classes next.
+if "transformers.models.auto.modeling_auto" in sys.modules:
+    import_module("padt.loading").register()
