@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
@@ -22,8 +22,8 @@ from padt.batch import EncodedGroup, EncodedSample, cut_patches, mask_target
 from padt.errors import UserError
 from padt.image import PATCH, VIT_PATCH, ImageSource, ResizePolicy, open_image
 from padt.model.vision import normalize_pixels
-from padt.quiet import quiet_transformers
 from padt.tasks import Group, Sample
+from padt.tokens import load_tokenizer
 
 VRT_TEXT = "<|VRT_{}|>"
 IMAGE_PAD = "<|image_pad|>"
@@ -60,17 +60,10 @@ class PaDTProcessor(ProcessorMixin):
         settings = read_json(folder / "preprocessor_config.json") or own.get("image_processor")
         if not settings:
             raise UserError(f"{folder} has no preprocessor_config.json: save the model together with its processor.")
-        try:
-            # It looks into config.json and warns of a model type that the tokenizer has nothing to do with.
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder} has no usable tokenizer ({error}): save the model together with its processor."
-            ) from error
         offset = vrt_offset if vrt_offset is not None else own.get("vrt_offset")
         if not offset:
             raise UserError(f"{folder}/processor_config.json lacks vrt_offset: load the model with padt.load_model.")
+        tokenizer = load_tokenizer(folder, int(offset))
         return cls(image_processor(settings), tokenizer, _chat_template(folder, tokenizer), vrt_offset=int(offset))
 
     # ------------------------------------------------------------------ facts
