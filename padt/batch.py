@@ -19,6 +19,8 @@ from padt.model.head import SupervisedRows
 from padt.rle import decode
 
 IGNORED = -100
+NO_PIXELS = np.zeros((0, 3, VIT_PATCH, VIT_PATCH), np.uint8)
+"""Pixels of a sample without images."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class EncodedGroup:
 
     Attributes:
         start: position in ``input_ids`` of the group's first VRT.
-        vrts: VRTs of the group, as patch indices of the sample.
+        vrts: VRTs of the group, as patch indices of the sample (images of a sample count on).
         image: image of the object within the sample.
-        foreground: ``(n,)`` foreground patches, indices of the sample (images of a sample count on).
+        foreground: ``(n,)`` foreground patches, likewise indices of the sample.
         box: ``(x0, y0, x1, y1)`` normalised.
         mask: ``(4 h_vit, 4 w_vit)`` bool target on the decoder's grid, or None where the source has no mask.
     """
@@ -49,7 +51,7 @@ class EncodedSample:
     Attributes:
         key, task: as in ``padt.tasks.Sample``.
         input_ids: ``(n,)`` int64 prompt and answer; the VRT of patch ``k`` is ``V + k``.
-        supervised: ``(n,)`` bool, True for the answer's tokens (its end token included).
+        supervised: ``(n,)`` bool, True for the tokens of all answers (their end tokens included).
         is_image: ``(n,)`` bool, True at image placeholders.
         pixels: uint8 ``(vit_patches, 3, 14, 14)``, all images of the sample.
         grids: ``(h_vit, w_vit)`` of each image.
@@ -112,7 +114,7 @@ class Batch:
         pixels: uint8 ``(vit_patches, 3, 14, 14)``, images packed.
         grid_thw: ``(images, 3)`` ViT patches, time 1.
         patch_counts: patches of each sample.
-        supervised: rows that the head is asked.
+        supervised: rows that the head is asked; those of a sample without an answer are all padding.
         foreground: bool ``(objects, max_patches)``, patches of the object's own sample.
         objects: the decoder's targets.
     """

@@ -18,17 +18,16 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from padt.batch import EncodedGroup, EncodedSample, cut_patches, mask_target
+from padt.batch import NO_PIXELS, EncodedGroup, EncodedSample, cut_patches, mask_target
+from padt.conversation import Turn, prompt_turns
 from padt.errors import UserError
 from padt.image import PATCH, VIT_PATCH, ImageSource, ResizePolicy, open_image
+from padt.layout import IMAGE_PAD, TokenLayout, lay_out
 from padt.model.vision import normalize_pixels
 from padt.tasks import Group, Sample
 from padt.tokens import load_tokenizer
 
 VRT_TEXT = "<|VRT_{}|>"
-IMAGE_PAD = "<|image_pad|>"
-# Stands for the user's words while the chat template is rendered; private-use characters never come from a keyboard.
-_SLOT = "\ue000user\ue001"
 
 
 class PaDTProcessor(ProcessorMixin):
@@ -95,29 +94,31 @@ class PaDTProcessor(ProcessorMixin):
         """Ids of plain words; anything that looks like a special token is taken literally."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def prompt_ids(self, prompt: str, patch_counts: Sequence[int] = ()) -> list[int]:
-        """Ids of one user turn, up to where the answer starts.
+    def prompt_ids(self, prompt: str | Sequence[Turn], patch_counts: Sequence[int] = ()) -> list[int]:
+        """Ids of a prompt, up to where the answer starts.
 
         Args:
-            prompt: the user's words.
-            patch_counts: patches of each image, which come before the words.
+            prompt: the user's words, with the pictures before them; or a conversation that ends with the user's turn.
+            patch_counts: patches of each image.
+
+        Raises:
+            UserError: the turns are out of order, or places and images do not match.
         """
-        content: list[dict[str, str]] = [{"type": "image"} for _ in patch_counts]
-        content.append({"type": "text", "text": _SLOT})
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
+        return self.token_layout(prompt_turns(prompt, len(patch_counts)), patch_counts, answered=False).ids
+
+    def token_layout(self, turns: Sequence[Turn], patch_counts: Sequence[int], answered: bool) -> TokenLayout:
+        """Ids of a conversation under the chat template, and what stands where: see ``padt.layout.lay_out``."""
+        return lay_out(self, turns, patch_counts, answered)
+
+    def render_template(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        """Text that the chat template makes of messages."""
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-        before, after = rendered.split(_SLOT)
-        pieces = before.split(IMAGE_PAD)
-        if len(pieces) != len(patch_counts) + 1:
-            raise UserError(f"The chat template made {len(pieces) - 1} image places for {len(patch_counts)} images.")
-        ids = self._template_ids(pieces[0])
-        for count, piece in zip(patch_counts, pieces[1:], strict=True):
-            ids += [self.image_token_id] * count + self._template_ids(piece)
-        return ids + self.tokenize(prompt) + self._template_ids(after)
+
+    def template_ids(self, text: str) -> list[int]:
+        """Ids of the template's own text, special tokens recognised: never give it a user's words."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def decode_ids(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of ids, VRTs written as ``<|VRT_k|>``; bytes of one character are never torn apart by decoding."""
@@ -139,9 +140,6 @@ class PaDTProcessor(ProcessorMixin):
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         return self.decode_ids([ids] if isinstance(ids, int) else ids, skip_special_tokens)
 
-    def _template_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
     # ------------------------------------------------------------------ images
 
     def resize(self, image: Image.Image) -> np.ndarray:
@@ -154,63 +152,44 @@ class PaDTProcessor(ProcessorMixin):
     # ------------------------------------------------------------------ training
 
     def encode(self, sample: Sample) -> EncodedSample:
-        """Tokenise a sample: image, prompt, and answer with its groups.
+        """Tokenise a sample: images, prompts, and answers with their groups.
 
         Raises:
-            ImageError: the image cannot be used.
-            UserError: a group names a patch that the image does not have.
+            ImageError: an image cannot be used.
+            UserError: a group names a patch or image that the sample does not have; see also ``token_layout``.
         """
-        image = open_image(sample.image)
-        pixels = self.resize(image)
-        h_vit, w_vit = pixels.shape[0] // VIT_PATCH, pixels.shape[1] // VIT_PATCH
-        patches = h_vit * w_vit // 4
-        ids = self.prompt_ids(sample.prompt, [patches])
-        prompt_length = len(ids)
-        groups = []
-        for piece in sample.answer:
-            if isinstance(piece, str):
-                ids += self.tokenize(piece)
-                continue
-            groups.append(self._encode_group(sample, piece, len(ids), patches, (h_vit, w_vit)))
-            ids += [self.vrt_offset + vrt for vrt in piece.vrts]
-        ids.append(self.end_token_id)
-        input_ids = np.asarray(ids, np.int64)
-        is_image = input_ids == self.image_token_id
-        is_image[prompt_length:] = False
+        resized = [self.resize(open_image(image)) for image in sample.images]
+        grids = tuple((pixels.shape[0] // VIT_PATCH, pixels.shape[1] // VIT_PATCH) for pixels in resized)
+        counts = [h * w // 4 for h, w in grids]
+        for group in sample.groups:
+            _check_group(sample, group, counts)
+        layout = self.token_layout(sample.turns, counts, answered=True)
+        input_ids = np.asarray(layout.ids, np.int64)
         return EncodedSample(
             key=sample.key,
             task=sample.task,
             input_ids=input_ids,
-            supervised=np.arange(len(ids)) >= prompt_length,
-            is_image=is_image,
-            pixels=cut_patches(pixels),
-            grids=((h_vit, w_vit),),
-            groups=tuple(groups),
+            supervised=np.asarray(layout.supervised, bool),
+            # Words are never tokenised to the placeholder.
+            is_image=input_ids == self.image_token_id,
+            pixels=np.concatenate([cut_patches(pixels) for pixels in resized]) if resized else NO_PIXELS,
+            grids=grids,
+            groups=tuple(
+                _encode_group(group, start, sum(counts[: group.image]), grids[group.image])
+                for group, start in layout.groups
+            ),
         )
-
-    def _encode_group(
-        self, sample: Sample, group: Group, start: int, patches: int, grid: tuple[int, int]
-    ) -> EncodedGroup:
-        target = group.target
-        highest = max((*group.vrts, *target.patches))
-        if highest >= patches:
-            raise UserError(
-                f"Sample {sample.key!r} names patch {highest} but its image has {patches} patches under this "
-                "processor: prepare the data set again with this model's --min-pixels and --max-pixels."
-            )
-        mask = mask_target(target.rle, *grid) if target.rle is not None else None
-        return EncodedGroup(start, group.vrts, 0, np.asarray(target.patches, np.int64), target.box, mask)
 
     # ------------------------------------------------------------------ generation
 
     def prompt_inputs(
-        self, images: Sequence[Sequence[ImageSource]], prompts: Sequence[str]
+        self, images: Sequence[Sequence[ImageSource]], prompts: Sequence[str | Sequence[Turn]]
     ) -> tuple[dict[str, torch.Tensor], list[list[Image.Image]]]:
         """Inputs of ``model.generate`` for a batch of prompts, padded on the left.
 
         Args:
             images: the images of each prompt; an empty list for a text-only turn.
-            prompts: the user's words.
+            prompts: the user's words, or a conversation that ends with the user's turn (``padt.conversation``).
 
         Returns:
             ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` ``(batch, positions)``, and where there are images
@@ -236,6 +215,31 @@ class PaDTProcessor(ProcessorMixin):
             inputs["pixel_values"] = normalize_pixels(packed)
             inputs["image_grid_thw"] = torch.tensor([(1, h, w) for group in grids for h, w in group])
         return inputs, opened
+
+
+def _check_group(sample: Sample, group: Group, counts: Sequence[int]) -> None:
+    if not 0 <= group.image < len(counts):
+        raise UserError(
+            f"Sample {sample.key!r} has an object in image {group.image}, but {len(counts)} images: number them from 0."
+        )
+    highest = max((*group.vrts, *group.target.patches))
+    if highest >= counts[group.image]:
+        raise UserError(
+            f"Sample {sample.key!r} names patch {highest} but its image has {counts[group.image]} patches under this "
+            "processor: prepare the data set again with this model's --min-pixels and --max-pixels."
+        )
+
+
+def _encode_group(group: Group, start: int, offset: int, grid: tuple[int, int]) -> EncodedGroup:
+    target = group.target
+    return EncodedGroup(
+        start=start,
+        vrts=tuple(offset + vrt for vrt in group.vrts),
+        image=group.image,
+        foreground=offset + np.asarray(target.patches, np.int64),
+        box=target.box,
+        mask=mask_target(target.rle, *grid) if target.rle is not None else None,
+    )
 
 
 def image_processor(settings: dict[str, Any] | None = None, policy: ResizePolicy | None = None):

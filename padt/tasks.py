@@ -2,7 +2,7 @@
 
 A row is the dictionary that a shard stores (schema version 1): ``objects``, ``references``, ``captions`` and the image.
 Prompts and answers are worded as the released PaDT was trained (templates: paper, appendix; ``detect`` = OVD,
-``refer`` = REC and RES, ``caption`` = RIC).
+``refer`` = REC and RES, ``caption`` = RIC). ``chat`` rows are conversations, taken as they are.
 """
 
 import json
@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from padt.conversation import ImagePlace, Turn, question, read_messages
 from padt.errors import UserError
 from padt.patches import unpack_patches
 from padt.vrt import VRTRule, choose_vrts
 
-TASKS = ("detect", "refer", "caption")
+GROUNDED_TASKS = ("detect", "refer", "caption")
+TASKS = (*GROUNDED_TASKS, "chat")
 CAPTION_PROMPT = "Please describe this image."
 NO_OBJECTS = "No objects from the list are present in the image."
 _PLACEHOLDER = re.compile(r"<\|Obj_(\d+)\|>")
@@ -43,34 +45,54 @@ class ObjectTarget:
 
 @dataclass(frozen=True)
 class Group:
-    """The place of an object in an answer: consecutive VRTs. ``vrts`` are patch indices in the object's image."""
+    """The place of an object in an answer: consecutive VRTs.
+
+    Attributes:
+        target: the object.
+        vrts: patch indices in the object's own image.
+        image: which of the sample's images that is.
+    """
 
     target: ObjectTarget
     vrts: tuple[int, ...]
+    image: int = 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt about an image and its answer.
+    """A conversation about any number of images, whose assistant's turns are what a model learns to say.
 
     Attributes:
         key: the row's key.
         task: one of ``TASKS``.
-        image: encoded bytes (or a path or decoded image) as ``padt.image.open_image`` takes them.
-        prompt: the user's text.
-        answer: text pieces and groups, in order of reading.
+        images: encoded bytes (or paths or decoded images) as ``padt.image.open_image`` takes them; none for plain text.
+        turns: user and assistant in turn, after a system turn where there is one; the last is the assistant's.
     """
 
     key: str
     task: str
-    image: Any
-    prompt: str
-    answer: tuple[str | Group, ...]
+    images: tuple[Any, ...]
+    turns: tuple[Turn, ...]
+
+    @classmethod
+    def single(cls, key: str, task: str, image: Any, prompt: str, answer: Sequence[str | Group]) -> "Sample":
+        """One question about one image, and its answer: text pieces and groups in order of reading."""
+        return cls(key, task, (image,), (question(prompt, 1), Turn("assistant", tuple(answer))))
+
+    @property
+    def prompt(self) -> str:
+        """The words of the last question."""
+        return next(turn.text for turn in reversed(self.turns) if turn.role == "user")
+
+    @property
+    def answer(self) -> tuple[str | Group, ...]:
+        """The last answer: text pieces and groups."""
+        return tuple(piece for piece in self.turns[-1].content if not isinstance(piece, ImagePlace))
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The groups of the answer, in order."""
-        return tuple(piece for piece in self.answer if isinstance(piece, Group))
+        """The groups of all answers, in order."""
+        return tuple(piece for turn in self.turns for piece in turn.content if isinstance(piece, Group))
 
 
 @dataclass(frozen=True)
@@ -124,20 +146,33 @@ def render(row: Mapping[str, Any], task: str, item: int, rng: np.random.Generato
 
     Args:
         row: a row of a shard (schema version 1).
-        task: ``detect``, ``refer`` or ``caption``.
-        item: which reference or caption of the row; ignored by ``detect``.
+        task: one of ``TASKS``.
+        item: which reference or caption of the row; ignored by ``detect`` and ``chat``.
         rng: source of every draw (class list, order, VRTs); seed it from ``(seed, epoch, sample)`` alone.
         options: the draws' limits.
 
     Raises:
         UserError: the task is unknown, or the row has no such item or no class list for it.
     """
+    if task == "chat":
+        return _chat(row)
     builders = {"detect": _detect, "refer": _refer, "caption": _caption}
     if task not in builders:
         raise UserError(f"Task {task!r} is unknown: use one of {', '.join(TASKS)}.")
     prompt, answer = builders[task](row, item, rng, options)
-    image = row["image"]["bytes"] if row["image"].get("bytes") is not None else row["image"]["path"]
-    return Sample(key=row["key"], task=task, image=image, prompt=prompt, answer=answer)
+    return Sample.single(row["key"], task, _source(row["image"]), prompt, answer)
+
+
+def _source(image: Mapping[str, Any]) -> Any:
+    return image["bytes"] if image.get("bytes") is not None else image["path"]
+
+
+def _chat(row: Mapping[str, Any]) -> Sample:
+    if not row.get("messages"):
+        raise UserError(f"Row {row['key']} holds no conversation: remove task 'chat' from its set's tasks.")
+    stored = [row["image"], *(row.get("more_images") or ())] if row["image"] is not None else []
+    images = tuple(_source(image) for image in stored)
+    return Sample(row["key"], "chat", images, read_messages(row["messages"], len(images)))
 
 
 def object_target(row: Mapping[str, Any], index: int, label: str | None = None) -> ObjectTarget:

@@ -24,6 +24,9 @@ _COLUMNS = [
     "objects.list.element.patches",
     "references.list.element.objects",
     "captions.list.element.objects",
+    "messages.list.element.content",
+    "more_grids.list.element.grid_h",
+    "more_grids.list.element.grid_w",
 ]
 
 
@@ -43,6 +46,9 @@ class SetIndex:
         grid_h, grid_w: patch grid, ``(rows,)`` int32.
         objects, objects_with_patches: objects of each row, ``(rows,)`` int32.
         references, captions: sentences and captions of each row, ``(rows,)`` int32.
+        turns: turns of each row's conversation, 0 where it is none, ``(rows,)`` int32.
+        characters: length in bytes of all that is said in it, ``(rows,)`` int64.
+        more_patches: patches of its second and later images, ``(rows,)`` int32.
         reference_ok: for every reference of the set in order, whether training can use it: it has no target at all, or
             one with a foreground patch (a target too small for a patch is neither there nor absent).
     """
@@ -62,6 +68,9 @@ class SetIndex:
     objects_with_patches: np.ndarray
     references: np.ndarray
     captions: np.ndarray
+    turns: np.ndarray
+    characters: np.ndarray
+    more_patches: np.ndarray
     reference_ok: np.ndarray
 
     def __len__(self) -> int:
@@ -70,7 +79,8 @@ class SetIndex:
     def items(self, task: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows and item numbers of all samples of a task: two int32 arrays of equal length, rows ascending."""
         rows = np.arange(len(self), dtype=np.int32)
-        if task == "detect":
+        if task in ("detect", "chat"):
+            rows = rows[(self.turns > 0) == (task == "chat")]
             return rows, np.zeros(len(rows), dtype=np.int32)
         counts = self.references if task == "refer" else self.captions
         item_rows = np.repeat(rows, counts)
@@ -110,11 +120,32 @@ def _read_shard(url: str, path: str) -> pa.Table:
     location = posixpath.join(url, path)
     try:
         with fsspec.open(location, "rb") as handle:
-            return pq.ParquetFile(handle).read(columns=_COLUMNS)
+            return _without_words(pq.ParquetFile(handle).read(columns=_COLUMNS))
     except FileNotFoundError as error:
         raise UserError(f"Shard {location} is missing: prepare the data set again.") from error
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"Shard {location} cannot be read: {error}. Prepare the data set again.") from error
+
+
+def _without_words(table: pa.Table) -> pa.Table:
+    """The table with counts in place of conversations; shards from before there were any lack their columns."""
+    turns, characters, patches = (np.zeros(len(table), np.int64) for _ in range(3))
+    if "messages" in table.column_names and len(table):
+        messages, grids = _flat(table["messages"]), _flat(table["more_grids"])
+        turns = _counts(messages)
+        characters = _sums(turns, pc.fill_null(pc.binary_length(messages.flatten().field("content")), 0))
+        sizes = grids.flatten()
+        patches = _sums(_counts(grids), pc.multiply(sizes.field("grid_h"), sizes.field("grid_w")))
+    kept = table.drop_columns([name for name in ("messages", "more_grids") if name in table.column_names])
+    for name, values in (("turns", turns), ("characters", characters), ("more_patches", patches)):
+        kept = kept.append_column(name, pa.array(values.astype(np.int64)))
+    return kept
+
+
+def _sums(counts: np.ndarray, values: pa.Array) -> np.ndarray:
+    """Sum of the values of each group, for groups of the given sizes."""
+    owners = np.repeat(np.arange(len(counts)), counts)
+    return np.bincount(owners, weights=np.asarray(values), minlength=len(counts)).astype(np.int64)
 
 
 def _index(url: str, manifest: Manifest, table: pa.Table, lengths: np.ndarray) -> SetIndex:
@@ -143,6 +174,9 @@ def _index(url: str, manifest: Manifest, table: pa.Table, lengths: np.ndarray) -
         objects_with_patches=np.bincount(object_rows[visible], minlength=len(table)).astype(np.int32),
         references=reference_counts.astype(np.int32),
         captions=_counts(captions).astype(np.int32),
+        turns=table["turns"].to_numpy().astype(np.int32),
+        characters=table["characters"].to_numpy(),
+        more_patches=table["more_patches"].to_numpy().astype(np.int32),
         reference_ok=_usable(references, np.repeat(starts, reference_counts), visible),
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from padt.errors import UserError
 from padt.image import ResizePolicy
-from padt.tasks import TASKS
+from padt.tasks import GROUNDED_TASKS, TASKS
 from pipelines.index import SetIndex, load_index
 from pipelines.manifest import Manifest
 from pipelines.order import LastBatch, batch_count, epoch_batches, rank_part, stream
@@ -31,7 +31,7 @@ class SetSpec:
     """
 
     url: str
-    tasks: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 1.0))
+    tasks: dict[str, float] = field(default_factory=lambda: dict.fromkeys(GROUNDED_TASKS, 1.0))
     repeat: int = 1
     items_per_image: int | None = None
 
@@ -115,7 +115,7 @@ class Mixture:
 
     def _items(self, spec: SetSpec, index: SetIndex, task: str, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         rows, items = index.items(task)
-        if spec.items_per_image is None or task == "detect" or len(rows) == 0:
+        if spec.items_per_image is None or task in ("detect", "chat") or len(rows) == 0:
             return rows, items
         # Turn k of an image with n items takes items k*cap .. (k+1)*cap - 1 modulo n: all come before any comes again.
         first = np.concatenate([[True], rows[1:] != rows[:-1]])
@@ -286,7 +286,10 @@ def make_plan(
 def _check_tasks(spec: SetSpec, index: SetIndex) -> None:
     for task, visits in spec.tasks.items():
         if visits > 0 and len(index.items(task)[0]) == 0:
-            missing = {"refer": "referring sentences", "caption": "captions"}.get(task, "rows")
-            raise UserError(f"The data set {spec.url} has no {missing}: remove task {task!r} from its tasks.")
+            missing = {"refer": "referring sentences", "caption": "captions", "chat": "conversations"}.get(
+                task, "images"
+            )
+            hint = "; conversations are trained on with tasks: {chat: 1}" if len(index.items("chat")[0]) else ""
+            raise UserError(f"The data set {spec.url} has no {missing}: remove task {task!r} from its tasks{hint}.")
         if visits > 0 and task == "detect" and not index.class_names:
             raise UserError(f"The data set {spec.url} has no categories: remove task 'detect' from its tasks.")

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.evaluation.samples import EvalSample
 from padt.errors import ImageError, UserError
 from padt.image import open_image
-from padt.tasks import TASKS
+from padt.tasks import GROUNDED_TASKS
 from pipelines.index import SetIndex, load_index
 from pipelines.reader import RowReader
 
@@ -75,7 +75,7 @@ def windows(samples: Sequence[EvalSample], workers: int) -> list[list[EvalSample
 
 def batches(samples: Sequence[EvalSample], batch_size: int) -> Iterator[list[EvalSample]]:
     """Group a window into batches of one task and images of like size, so that little is padded."""
-    for task in TASKS:
+    for task in GROUNDED_TASKS:
         group = sorted((s for s in samples if s.task == task), key=lambda s: (s.patches, s.id))
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]

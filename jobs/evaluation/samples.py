@@ -19,10 +19,10 @@ from padt.image import ResizePolicy
 from padt.metrics.caption import CaptionTarget
 from padt.metrics.detect import TrueImage, TrueObject
 from padt.metrics.refer import ReferTarget
-from padt.tasks import TASKS
+from padt.tasks import GROUNDED_TASKS
 from pipelines.index import SetIndex, load_index
 from pipelines.manifest import Manifest, open_set
-from pipelines.schema import SHARD_SCHEMA
+from pipelines.schema import IMAGE_COLUMNS, OPTIONAL_COLUMNS, SHARD_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def open_eval_set(url: str, tasks: Sequence[str] | None = None, limit: int | Non
         UserError: the folder is not a prepared set, a task is unknown, or the set has no truth for it.
     """
     for task in tasks or ():
-        if task not in TASKS:
-            raise UserError(f"Task {task!r} is unknown: use {', '.join(TASKS)}.")
+        if task not in GROUNDED_TASKS:
+            raise UserError(f"Task {task!r} is unknown: use {', '.join(GROUNDED_TASKS)}.")
     if limit is not None and limit < 1:
         raise UserError(f"limit {limit} leaves nothing to evaluate: give 1 or more, or leave it out.")
     manifest = open_set(url)
@@ -153,7 +153,7 @@ def open_eval_set(url: str, tasks: Sequence[str] | None = None, limit: int | Non
         "caption": any(caption["objects"] for row in truth.values() for caption in row["captions"]),
     }
     if tasks is None:
-        tasks = [task for task in TASKS if offered[task]]
+        tasks = [task for task in GROUNDED_TASKS if offered[task]]
     for task in tasks:
         if not offered[task]:
             raise UserError(
@@ -162,7 +162,7 @@ def open_eval_set(url: str, tasks: Sequence[str] | None = None, limit: int | Non
     samples = tuple(
         sample
         for number, row in truth.items()
-        for task in TASKS
+        for task in GROUNDED_TASKS
         if task in tasks
         for sample in _samples(number, row, task)
     )
@@ -202,7 +202,7 @@ def _samples(number: int, row: Mapping[str, Any], task: str) -> Iterator[EvalSam
 
 
 def _read_truth(index: SetIndex, order: np.ndarray) -> dict[int, dict[str, Any]]:
-    columns = [name for name in SHARD_SCHEMA.names if name != "image"]
+    columns = [name for name in SHARD_SCHEMA.names if name not in (*IMAGE_COLUMNS, *OPTIONAL_COLUMNS)]
     rows: dict[int, dict[str, Any]] = {}
     for shard in np.unique(index.shard[order]).tolist():
         wanted = order[index.shard[order] == shard]

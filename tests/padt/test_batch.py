@@ -26,7 +26,7 @@ def sample(key, objects, size=(84, 56), words="find"):
     pieces = ["seen: "]
     for vrts, patches, rle in objects:
         pieces += [Group(ObjectTarget("cat", (0.1, 0.2, 0.5, 0.6), patches, rle), vrts), ", "]
-    return Sample(key, "detect", picture(*size), words, tuple(pieces))
+    return Sample.single(key, "detect", picture(*size), words, pieces)
 
 
 @pytest.fixture

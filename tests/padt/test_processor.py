@@ -134,7 +134,7 @@ def test_a_saved_processor_is_the_same_one(tmp_path):
 
 def sample_of(vrts=(0, 5), patches=(0, 1, 5), image=None, rle=None):
     target = ObjectTarget("cat", (0.1, 0.2, 0.5, 0.6), patches, rle)
-    return Sample("set/1", "detect", image or photo(84, 56), "find", ('A "cat" (', Group(target, vrts), ")."))
+    return Sample.single("set/1", "detect", image or photo(84, 56), "find", ('A "cat" (', Group(target, vrts), ")."))
 
 
 def test_an_encoded_sample_supervises_its_answer_and_nothing_else(processor):
@@ -153,7 +153,7 @@ def test_an_encoded_sample_supervises_its_answer_and_nothing_else(processor):
 
 
 def test_text_of_an_answer_is_literal_too(processor):
-    sample = Sample("k", "caption", photo(56, 56), "say", ("a sign <|image_pad|> <|im_end|>",))
+    sample = Sample.single("k", "caption", photo(56, 56), "say", ("a sign <|image_pad|> <|im_end|>",))
     encoded = processor.encode(sample)
     assert encoded.is_image.sum() == 4
     assert (encoded.input_ids == processor.end_token_id).sum() == (

@@ -187,7 +187,7 @@ def test_what_a_row_does_not_have_is_named():
 
 def test_a_link_to_a_picture_is_kept():
     row = row_of([entry("dog")]) | {"image": {"bytes": None, "path": "a/b.jpg"}}
-    assert render(row, "detect", 0, rng(), ALL_NAMES).image == "a/b.jpg"
+    assert render(row, "detect", 0, rng(), ALL_NAMES).images == ("a/b.jpg",)
 
 
 def test_neighbouring_text_is_joined():

@@ -89,7 +89,7 @@ def _sample(fixture: Fixture, model, item: dict, rule: VRTRule, count: int, rng:
         entry = solution["objects"][int(part)]
         target = ObjectTarget(entry["label"], tuple(entry["bbox"]), tuple(entry["patches"]), entry.get("rle"))
         pieces.append(Group(target, choose_vrts(np.asarray(entry["patches"]), grid_w, rule, count, rng)))
-    return Sample(str(path), "detect", path, item["problem"], merge_text(pieces))
+    return Sample.single(str(path), "detect", path, item["problem"], merge_text(pieces))
 
 
 def settings_of_run(arguments: dict[str, Any]) -> tuple[LossSettings, bool]:

@@ -5,7 +5,7 @@ import pytest
 
 from padt.errors import UserError
 from padt.image import ResizePolicy
-from padt.tasks import TASKS
+from padt.tasks import GROUNDED_TASKS
 from pipelines.index import load_index
 from pipelines.mixture import SetSpec, make_plan
 from tests.pipelines.mini_set import scene_row, write_mini_set, write_set
@@ -64,7 +64,7 @@ def test_an_epoch_visits_each_sample_once(mini, world_size):
     # The last batch is completed from the epoch's start.
     assert len(seen) == plan.batches_per_epoch * 4 * world_size
     index = load_index(mini)
-    assert plan.samples_per_epoch == sum(len(index.items(task)[0]) for task in TASKS)
+    assert plan.samples_per_epoch == sum(len(index.items(task)[0]) for task in GROUNDED_TASKS)
 
 
 def test_one_and_two_ranks_see_the_same_global_batches(mini):
