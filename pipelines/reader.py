@@ -62,7 +62,7 @@ class RowReader:
         self._held = 0
 
     def row(self, number: int) -> dict[str, Any]:
-        """Row ``number`` of the index as a dictionary of plain values; ``image.bytes`` is always filled.
+        """Row ``number`` of the index as a dictionary of plain values; the bytes of all its images are always filled.
 
         Raises:
             UserError: the shard or the linked image cannot be read (names key and file).
@@ -78,8 +78,9 @@ class RowReader:
             ) from error
         if row["key"] != key:
             raise UserError(f"Shard {location} has {row['key']} where {key} was: it changed after training began.")
-        if row["image"]["bytes"] is None:
-            row["image"]["bytes"] = self._linked_image(row["image"]["path"], key)
+        for image in (row["image"], *(row.get("more_images") or ())):
+            if image is not None and image["bytes"] is None:
+                image["bytes"] = self._linked_image(image["path"], key)
         return row
 
     def _read(self, shard: int, position: int, location: str) -> dict[str, Any]:
