@@ -1,6 +1,7 @@
 """The verbs below `padt prepare`: one for each kind of source."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,12 @@ from jobs.console import examples
 app = typer.Typer(no_args_is_help=True, help="Turn raw annotations into shards that training and evaluation read.")
 
 SetOutput = Annotated[str, typer.Option("--out", "-o", help="Folder of the prepared set; any URL that fsspec opens.")]
+Annotations = Annotated[str, typer.Option("--annotations", "-a", help="Instances JSON of COCO layout; path or URL.")]
+Images = Annotated[
+    list[str],
+    typer.Option("--images", "-i", help="Folder of the pictures, or a zip or tar of them; path or URL; repeatable."),
+]
+Captions = Annotated[str | None, typer.Option(help="Captions JSON of the same images.")]
 
 
 @app.command(epilog=examples("padt prepare toy --out runs/toy-data", "padt prepare toy -o /tmp/t --scenes 200"))
@@ -27,106 +34,123 @@ def toy(
     show_sets([set_facts(f"{out}/{name}", manifest) for name, manifest in manifests.items()])
 
 
-def _prepare_files(source: str, out: str, **options: Any) -> None:
+def _set_options(
+    out: SetOutput,
+    name: Annotated[str | None, typer.Option(help="Name of the set, first part of every key.")] = None,
+    split: Annotated[str, typer.Option(help="Split, second part of every key.")] = "train",
+    min_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures with fewer pixels are enlarged for the model; 3,136 if not given."),
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Pictures with more are shrunk for the model; 12,845,056 if not given.")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="Keep the pictures' places in the shards, not their bytes.")] = (
+        False
+    ),
+    rows_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Images of a shard, in place of --shard-mb.")
+    ] = None,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Most megabytes of pictures in a shard.")] = 256,
+    num_cpus: Annotated[int | None, typer.Option(min=1, help="Most shards at work at once; all CPUs if not given.")] = (
+        None
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is in OUT first.")] = False,
+) -> None:
+    """The options of every set; each command below has them after its own."""
+
+
+def _prepares(*lines: str) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., None]]:
+    """A command that prepares one set: the function names its own options and returns what they mean to the source.
+
+    Args:
+        lines: examples for `--help`.
+    """
+
+    def decorate(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+        own, shared = inspect.signature(function).parameters, inspect.signature(_set_options).parameters
+
+        def command(**given: Any) -> None:
+            chosen = function(**{key: given.pop(key) for key in own})
+            _prepare(**chosen, **given)
+
+        command.__doc__ = function.__doc__
+        together = sorted(
+            [*own.values(), *shared.values()], key=lambda each: each.default is not inspect.Parameter.empty
+        )
+        keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in together]
+        command.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in together}
+        return app.command(function.__name__, epilog=examples(*lines))(command)
+
+    return decorate
+
+
+def _prepare(*, link: bool, shard_mb: int, min_pixels: int | None, max_pixels: int | None, **options: Any) -> None:
     from jobs.prepare import run_prepare, set_facts
+    from padt.image import ResizePolicy
     from pipelines.prepare import PrepareOptions
 
-    manifest = run_prepare(PrepareOptions(source=source, out=out, **options))  # type: ignore[arg-type]
-    show_sets([set_facts(out, manifest)])
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    chosen = PrepareOptions(
+        policy=ResizePolicy(**{name: limit for name, limit in limits.items() if limit is not None}),
+        images_mode="link" if link else "copy",
+        shard_bytes=shard_mb * 2**20,
+        **options,
+    )
+    show_sets([set_facts(chosen.out, run_prepare(chosen))])
 
 
-Annotations = Annotated[str, typer.Option("--annotations", "-a", help="Instances JSON of COCO layout.")]
-Images = Annotated[list[str], typer.Option("--images", "-i", help="Folder of the pictures; repeatable.")]
-Name = Annotated[str | None, typer.Option(help="Name of the set, first part of every key.")]
-Split = Annotated[str, typer.Option(help="Split, second part of every key.")]
-Link = Annotated[bool, typer.Option("--link", help="Keep paths in the shards in place of the pictures' bytes.")]
-Rows = Annotated[int | None, typer.Option(min=1, help="Images of a shard; none = by size, 256 MB.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what is in OUT first.")]
-
-
-@app.command(
-    epilog=examples("padt prepare coco -a annotations/instances_val2017.json -i val2017 -o runs/coco-val --split val")
+@_prepares(
+    "padt prepare coco -a annotations/instances_val2017.json -i val2017 -o runs/coco-val --split val",
+    "padt prepare coco -a export/_annotations.coco.json -i export -o runs/mine --name mine",
+    "padt prepare coco -a s3://bucket/instances.json -i s3://bucket/val2017.zip -o s3://bucket/coco-val",
 )
-def coco(
+def coco(annotations: Annotations, images: Images, captions: Captions = None) -> dict[str, Any]:
+    """Prepare COCO, or your own export in its format: boxes, masks (polygons, run lengths), crowds, captions."""
+    return {"source": "coco", "annotations": annotations, "images": images, "captions": captions}
+
+
+@_prepares(
+    "padt prepare objects365 -a zhiyuan_objv2_train.json -i train -o runs/objects365",
+    "padt prepare objects365 -a zhiyuan_objv2_val.json -i val --drop-fakes --split val -o runs/objects365-val",
+)
+def objects365(
     annotations: Annotations,
     images: Images,
-    out: SetOutput,
-    captions: Annotated[str | None, typer.Option(help="Captions JSON of the same images.")] = None,
-    name: Name = None,
-    split: Split = "train",
-    link: Link = False,
-    rows_per_shard: Rows = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Prepare COCO: objects with boxes and masks (polygons, compressed and plain run lengths, crowds)."""
-    _prepare_files(
-        "coco",
-        out,
-        annotations=annotations,
-        images=images,
-        captions=captions,
-        name=name,
-        split=split,
-        images_mode="link" if link else "copy",
-        rows_per_shard=rows_per_shard,
-        overwrite=overwrite,
-    )
+    drop_fakes: Annotated[
+        bool, typer.Option("--drop-fakes", help="Leave out objects marked as drawn or printed (isfake).")
+    ] = False,
+) -> dict[str, Any]:
+    """Prepare Objects365: boxes without masks; names, sizes and places are repaired as its files need it."""
+    return {"source": "objects365", "annotations": annotations, "images": images, "drop_fakes": drop_fakes}
 
 
-@app.command(
-    epilog=examples(
-        "padt prepare refcoco -a instances.json -r 'refs(unc).p' -i train2014 -o runs/refcoco-val --split val"
-    )
+@_prepares(
+    "padt prepare refcoco -a refcoco/instances.json -r 'refcoco/refs(unc).p' -i train2014 --split val -o runs/rc-val",
+    "padt prepare refcoco -a refcocog/instances.json -r 'refcocog/refs(umd).p' -i train2017 --split test -o runs/rg",
 )
 def refcoco(
     annotations: Annotations,
     references: Annotated[str, typer.Option("--references", "-r", help="Pickle of references, refs(...).p.")],
     images: Images,
-    out: SetOutput,
-    name: Name = None,
-    split: Split = "train",
-    link: Link = False,
-    rows_per_shard: Rows = None,
-    overwrite: Overwrite = False,
-) -> None:
+) -> dict[str, Any]:
     """Prepare RefCOCO, RefCOCO+ or RefCOCOg: the sentences of one split and the images that they speak of."""
-    _prepare_files(
-        "refcoco",
-        out,
-        annotations=annotations,
-        references=references,
-        images=images,
-        name=name,
-        split=split,
-        images_mode="link" if link else "copy",
-        rows_per_shard=rows_per_shard,
-        overwrite=overwrite,
-    )
+    return {"source": "refcoco", "annotations": annotations, "references": references, "images": images}
 
 
-@app.command(epilog=examples("padt prepare ric -a ric_instances_val2017.json -i val2017 -o runs/ric-val --split val"))
-def ric(
-    annotations: Annotations,
-    images: Images,
-    out: SetOutput,
-    name: Name = None,
-    split: Split = "train",
-    link: Link = False,
-    rows_per_shard: Rows = None,
-    overwrite: Overwrite = False,
-) -> None:
+@_prepares("padt prepare ric -a ric_instances_val2017.json -i val2017 -o runs/ric-val --split val")
+def ric(annotations: Annotations, images: Images, captions: Captions = None) -> dict[str, Any]:
     """Prepare grounded captions (RIC): COCO instances whose images bear captions with object tags."""
-    _prepare_files(
-        "ric",
-        out,
-        annotations=annotations,
-        images=images,
-        name=name,
-        split=split,
-        images_mode="link" if link else "copy",
-        rows_per_shard=rows_per_shard,
-        overwrite=overwrite,
-    )
+    return {"source": "ric", "annotations": annotations, "images": images, "captions": captions}
+
+
+@_prepares("padt prepare released -a rec_train.jsonl -i train2014 -o runs/released-rec")
+def released(
+    annotations: Annotated[str, typer.Option("--annotations", "-a", help="JSON lines; path or URL.")], images: Images
+) -> dict[str, Any]:
+    """Prepare the JSON lines that PaDT's authors published: conversations, answer templates and objects."""
+    return {"source": "released", "annotations": annotations, "images": images}
 
 
 def show_sets(sets: Sequence[dict[str, Any]]) -> None:

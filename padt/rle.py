@@ -173,7 +173,7 @@ def _runs_of_list(counts: Sequence[int] | np.ndarray) -> np.ndarray:
         values = np.asarray(counts, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
         raise RLEError("A mask's list of runs holds something that is not a number.") from error
-    if not np.isfinite(values).all() or (values != np.floor(values)).any():
+    if not (np.abs(values) < 2**53).all() or (values != np.floor(values)).any():
         raise RLEError("A mask's list of runs holds something that is not a whole number.")
     return values.astype(np.int64)
 

@@ -2,16 +2,22 @@
 
 import io
 import json
-from collections.abc import Iterator
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from padt.errors import UserError
-from pipelines.storage import open_input
+from pipelines.storage import open_input, transport_errors
 
 _CHUNK = 1 << 22
 # A broken value whose error lies further than this from the end of what was read is wrong, not cut by the buffer.
 _SLACK = 16
+# A single value (one image, one annotation, one line) of more characters is no annotation; held whole, it would fill
+# the memory.
+_MOST = 1 << 28
 _SPACE = " \t\r\n"
 
 
@@ -30,6 +36,42 @@ class Element:
     index: int | None
     value: Any
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a file of JSON lines, counted from 1."""
+
+    number: int
+    value: Any
+
+
+def stream_lines(url: str, what: str) -> Iterator[Line]:
+    """Values of a file of JSON lines, in order; empty lines are passed over.
+
+    Args:
+        url: path or fsspec URL; compressed files are unpacked on the way.
+        what: what the file is, for messages.
+
+    Raises:
+        UserError: the file is missing, is not UTF-8, or a line is not JSON (the last one of a file that is cut off).
+    """
+    name = f"{what} {url}"
+    with open_input(url, what) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig") as text:
+        number = 0
+        while line := _read(lambda: text.readline(_MOST), name):
+            number += 1
+            if len(line) == _MOST:
+                raise UserError(f"{name} has more than {_MOST:,} characters in line {number}: check the file.")
+            if line.isspace():
+                continue
+            try:
+                yield Line(number, json.loads(line))
+            except (RecursionError, ValueError) as error:
+                raise UserError(
+                    f"{name} is not JSON in line {number} ({error}): each line must be a JSON value of its own; where "
+                    "it is the last line, the file is cut off."
+                ) from error
 
 
 def stream_json(url: str, what: str) -> Iterator[Element]:
@@ -58,10 +100,15 @@ class _Reader:
         self._scan = json.JSONDecoder().raw_decode
 
     def pieces(self) -> Iterator[Element]:
+        if not self._fill() and not self._text:
+            raise UserError(f"{self._name} is empty: copy or download it again.")
         if self._next() != "{":
-            raise UserError(f"{self._name} is not a JSON object with sections such as 'images': check the file.")
+            hint = _PICKLE_HINT if self._text.startswith(("(l", "(d")) else " Check the file."
+            raise UserError(f"{self._name} is not a JSON object with sections such as 'images'.{hint}")
         self._position += 1
         if self._next() == "}":
+            self._position += 1
+            self._end()
             return
         while True:
             section, _ = self._value()
@@ -74,7 +121,19 @@ class _Reader:
                 value, text = self._value()
                 yield Element(section, None, value, text)
             if self._take(",}") == "}":
+                self._end()
                 return
+
+    def _end(self) -> None:
+        """Make sure that nothing but space follows."""
+        while not self._text[self._position :].strip(_SPACE):
+            self._position = len(self._text)
+            if not self._fill():
+                return
+        raise UserError(
+            f"{self._name} goes on after its JSON object, at character {self._dropped + self._position:,}: give one "
+            "object. JSON lines of PaDT's authors are read by `padt prepare released`."
+        )
 
     def _array(self, section: str) -> Iterator[Element]:
         self._position += 1
@@ -98,13 +157,16 @@ class _Reader:
             except json.JSONDecodeError as error:
                 place = self._dropped + error.pos
                 cut = error.pos >= len(self._text) - _SLACK or error.msg.startswith("Unterminated string")
+                if cut and len(self._text) - self._position > _MOST:
+                    raise self._wrong(f"a single value has more than {_MOST:,} characters", place) from error
                 if cut and self._fill():
                     continue
                 if cut and self._ends_within(error):
                     raise self._cut_off() from error
                 raise self._wrong(error.msg, place) from error
-            except RecursionError as error:
-                raise self._wrong("values nested too deeply", self._dropped + self._position) from error
+            except (RecursionError, ValueError) as error:
+                # Such as: lists in lists without end, and numbers of thousands of digits.
+                raise self._wrong(str(error), self._dropped + self._position) from error
             if isinstance(value, int | float) and self._may_go_on(end) and self._fill():
                 continue
             text = self._text[self._position : end]
@@ -144,13 +206,8 @@ class _Reader:
 
     def _fill(self) -> bool:
         rest = len(self._text) - self._position
-        try:
-            # Growing with what is held keeps a single huge value from being scanned again and again.
-            more = self._stream.read(max(_CHUNK, rest))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self._name} is not UTF-8 text ({error.reason}): save it as UTF-8.") from error
-        except (OSError, EOFError) as error:
-            raise UserError(f"{self._name} cannot be read ({error}): the file is damaged or cut off.") from error
+        # Growing with what is held keeps a single huge value from being scanned again and again.
+        more = _read(lambda: self._stream.read(max(_CHUNK, rest)), self._name)
         self._dropped += self._position
         self._text = self._text[self._position :] + more
         self._position = 0
@@ -162,3 +219,24 @@ class _Reader:
 
     def _wrong(self, reason: str, place: int) -> UserError:
         return UserError(f"{self._name} is not valid JSON at character {place:,} ({reason}): mend or export it again.")
+
+
+_PICKLE_HINT = " It looks like a pickle, as RefCOCO's references are: give it as --references."
+_MAGIC = {
+    b"\x80": _PICKLE_HINT,
+    b"PK": " It looks like a zip: name it so (.zip), or unpack it.",
+    b"\x1f\x8b": " It looks like gzip: name it so (.gz), or unpack it.",
+    b"PAR1": " It looks like Parquet: export it as JSON.",
+}
+_DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, zipfile.BadZipFile, lzma.LZMAError)
+
+
+def _read(read: Callable[[], str], name: str) -> str:
+    """What ``read`` gives, with its errors in a sentence."""
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        hint = next((hint for start, hint in _MAGIC.items() if error.object.startswith(start)), " Save it as UTF-8.")
+        raise UserError(f"{name} is not UTF-8 text ({error.reason}).{hint}") from error
+    except transport_errors() + _DAMAGED as error:
+        raise UserError(f"{name} cannot be read ({error}): the file is damaged or cut off.") from error

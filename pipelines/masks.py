@@ -33,7 +33,8 @@ def mask_of(segmentation: Any, height: int, width: int) -> tuple[dict[str, Any] 
     Raises:
         MaskError: the segmentation is there but cannot be used.
     """
-    if segmentation is None or (isinstance(segmentation, list) and not segmentation):
+    # Exports of boxes write their empty segmentations in all of these ways.
+    if not segmentation or (isinstance(segmentation, list) and not any(segmentation)):
         return None, 0
     if isinstance(segmentation, dict):
         return _from_runs(segmentation, height, width), 0
@@ -72,5 +73,5 @@ def _is_polygon(part: Any, limit: float) -> bool:
         return False
     try:
         return max(part) <= limit and min(part) >= -limit and math.isfinite(math.fsum(part))
-    except TypeError:
+    except (TypeError, OverflowError):
         return False

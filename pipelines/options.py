@@ -8,8 +8,11 @@ from padt.errors import UserError
 from padt.image import ResizePolicy
 from pipelines.sources.base import Source
 from pipelines.sources.coco import CocoSource
+from pipelines.sources.objects365 import Objects365Source
+from pipelines.sources.refcoco import published_name
+from pipelines.sources.released import ReleasedSource
 
-SourceName = Literal["coco", "refcoco", "ric"]
+SourceName = Literal["coco", "objects365", "refcoco", "ric", "released"]
 ImagesMode = Literal["copy", "link"]
 DEFAULT_SHARD_BYTES = 256 * 2**20
 
@@ -19,20 +22,25 @@ class PrepareOptions:
     """What to prepare, and how. Everything that is a place may be a local path or a URL that fsspec opens.
 
     Attributes:
-        annotations: instances JSON.
-        images: folder of the images, or several.
+        annotations: instances JSON; of ``released`` the JSON lines.
+        images: folder of the images (or a zip or tar file of them), or several.
         out: folder of the data set to make.
-        source: ``coco``; ``refcoco``: needs ``references``, takes the references of ``split`` and the images that they
-            speak of; ``ric``: captions are in the annotation file unless ``captions`` names another.
+        source: ``coco``; ``objects365``: boxes only; ``refcoco``: needs ``references``, takes the references of
+            ``split`` and the images that they speak of; ``ric``: captions are in the annotation file unless
+            ``captions`` names another; ``released``: the JSON lines of PaDT's authors.
         references: RefCOCO pickle of the same images.
         captions: captions JSON of the same images, COCO's or RIC's.
-        name: name of the set, first part of every key; the source's name if not given.
+        name: name of the set, first part of every key; if not given the source's name (of ``refcoco`` the name of the
+            folder that its references come in: ``refcoco``, ``refcoco+`` or ``refcocog``).
         split: split of the set, second part of every key.
         reference_split: take this split of the references only (``refcoco``: ``split``).
+        drop_fakes: of ``objects365``: leave out what is marked as drawn or printed.
         policy: resize rule that patches are computed for; the training and the model must have the same.
         images_mode: ``copy`` the encoded images into the shards, or ``link`` to them.
         shard_bytes: most bytes of images in a shard.
         rows_per_shard: images of a shard, in place of ``shard_bytes``.
+        exclude: prepared sets (``SET`` or ``SET:split``) or lists of ``padt exclude-list`` whose images are left out.
+        against: prepared sets (``SET`` or ``SET:split``) that the report compares the set with.
         num_cpus: most shards at work at once; None takes what Ray has.
         overwrite: remove what is in ``out`` first.
     """
@@ -46,10 +54,13 @@ class PrepareOptions:
     name: str | None = None
     split: str = "train"
     reference_split: str | None = None
+    drop_fakes: bool = False
     policy: ResizePolicy = field(default_factory=ResizePolicy)
     images_mode: ImagesMode = "copy"
     shard_bytes: int = DEFAULT_SHARD_BYTES
     rows_per_shard: int | None = None
+    exclude: Sequence[str] = ()
+    against: Sequence[str] = ()
     num_cpus: int | None = None
     overwrite: bool = False
 
@@ -74,7 +85,9 @@ class PrepareOptions:
     @property
     def set_name(self) -> str:
         """Name of the set."""
-        return self.source if self.name is None else self.name
+        if self.name is not None:
+            return self.name
+        return published_name(self.references) if self.source == "refcoco" and self.references else self.source
 
     @property
     def image_folders(self) -> tuple[str, ...]:
@@ -83,6 +96,10 @@ class PrepareOptions:
 
     def open_source(self) -> Source:
         """The reader of the source files."""
+        if self.source == "objects365":
+            return Objects365Source(self.annotations, self.drop_fakes)
+        if self.source == "released":
+            return ReleasedSource(self.annotations)
         refers = self.source == "refcoco"
         return CocoSource(
             annotations=self.annotations,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from padt.errors import UserError
+from pipelines.exclude import Exclusion, load_compared, load_exclusion
 from pipelines.finish import finish
 from pipelines.images import ImageFolders
 from pipelines.manifest import MANIFEST_NAME, Manifest, SourceFile, open_set
@@ -60,12 +61,14 @@ def prepare(
             something else; there is no room.
     """
     folder, source = Folder(options.out), options.open_source()
+    exclusion = load_exclusion(options.exclude, options.out)
+    against = [load_compared(spec, options.out) for spec in options.against]
     sources = [
         SourceFile(role=role, path=url, bytes=size, sha256=digest)  # type: ignore[arg-type]
         for role, url in source.files()
         for size, digest in [hash_file(url, f"The file of {role}")]
     ]
-    wanted = _hash(options, sources)
+    wanted = _hash(options, sources, exclusion)
     done = _finished_set(options, folder, wanted)
     if done is not None:
         return done
@@ -77,9 +80,9 @@ def prepare(
         policy=options.policy,
         copy_images=options.images_mode == "copy",
     )
-    tasks = [ShardTask(options.out, number, plan.shards, context) for number in range(plan.shards)]
+    tasks = [ShardTask(options.out, number, plan.shards, context, exclusion) for number in range(plan.shards)]
     results = _run(options, folder, plan, tasks, execute, on_plan, on_progress)
-    return finish(options, plan, tasks, [results[task.number] for task in tasks])
+    return finish(options, plan, tasks, [results[task.number] for task in tasks], exclusion, against)
 
 
 def execute_here(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
@@ -118,14 +121,18 @@ def execute_on_ray(tasks: Sequence[ShardTask], num_cpus: int | None = None) -> I
         yield ShardResult.from_json(row["result"])
 
 
-def _hash(options: PrepareOptions, sources: Sequence[SourceFile]) -> str:
+def _hash(options: PrepareOptions, sources: Sequence[SourceFile], exclusion: Exclusion | None) -> str:
+    # Named only where there are some: sets that were made before lists existed stay what they are.
+    excluded = {} if exclusion is None else {"exclude": exclusion.digest}
     return plan_hash(
-        {
+        excluded
+        | {
             "schema_version": SCHEMA_VERSION,
             "source": options.source,
             "name": options.set_name,
             "split": options.split,
             "reference_split": options.reference_split,
+            "drop_fakes": options.drop_fakes,
             "policy": options.policy.to_dict(),
             "images": list(options.image_folders),
             "images_mode": options.images_mode,
@@ -160,7 +167,7 @@ def _finished_set(options: PrepareOptions, folder: Folder, wanted: str) -> Manif
 
 
 def _clear(options: PrepareOptions, folder: Folder, names: Sequence[str]) -> None:
-    known = {MANIFEST_NAME, REPORT_NAME, WORK, "shards", "rejected"}
+    known = {MANIFEST_NAME, REPORT_NAME, WORK, "shards", "rejected", "excluded"}
     if not set(names) & {MANIFEST_NAME, WORK}:
         raise UserError(
             f"{options.out} holds something that is not a data set, so --overwrite does not touch it: "
@@ -234,7 +241,7 @@ def _check_room(options: PrepareOptions, folder: Folder, total: int) -> None:
     if options.images_mode == "copy" and free is not None and free < total:
         raise UserError(
             f"{options.out} has {free / 1e9:.1f} GB free and the images take {total / 1e9:.1f} GB: "
-            "free space, give another --out, or link the images (--images-mode link)."
+            "free space, give another --out, or link the images (--link)."
         )
 
 

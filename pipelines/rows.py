@@ -14,11 +14,13 @@ from padt.patches import coverage_of_box, coverage_of_rle, foreground, pack_patc
 from pipelines.hashes import content_hash
 from pipelines.images import Measured, measure
 from pipelines.masks import MaskError, mask_of
-from pipelines.sources.base import ImageEntry, Piece, Reject, plain_text, whole_number
+from pipelines.sources.base import ImageEntry, Piece, Reject, annotation_id, number_of, plain_text, whole_number
 from pipelines.sources.ric import ground, is_finished
 
 # Boxes are rounded to hundredths of a pixel in many files: what sticks out by less than this is not worth counting.
 _ROUNDING_PIXELS = 0.05
+# No image has more pixels; beyond this an area is a slip of the pen, and might not fit a number at all.
+_MOST_AREA = 1e15
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def piece_ids(piece: Piece) -> tuple[int | None, int | None]:
     """Annotation id (of an object) and item id (of a sentence or caption) of a piece; None where it has none."""
     value = json.loads(piece.text)
     if piece.kind == "object":
-        return whole_number(value.get("id")), None
+        return annotation_id(value.get("id")), None
     return None, whole_number(value.get("sent_id", value.get("id")))
 
 
@@ -152,10 +154,10 @@ def _objects(entry, pieces, size, grid, context, result) -> tuple[list[dict[str,
         if piece.kind != "object":
             continue
         value = json.loads(piece.text)
-        ann_id = whole_number(value.get("id"))
+        ann_id = annotation_id(value.get("id"))
         try:
             if ann_id is None:
-                raise _ItemError("annotation_malformed", f"id {value.get('id')!r} is not a whole number")
+                raise _ItemError("annotation_malformed", f"id {str(value.get('id'))[:100]} is no number and no text")
             if ann_id in places or ann_id in lost:
                 raise _ItemError("duplicate_annotation_id")
             item = _object(value, ann_id, size, grid, context, result.repairs)
@@ -164,21 +166,24 @@ def _objects(entry, pieces, size, grid, context, result) -> tuple[list[dict[str,
             if ann_id is not None and ann_id not in places:
                 lost.add(ann_id)
             continue
+        result.repairs["annotation_id_numbered"] += number_of(value.get("id")) is None
         places[ann_id] = len(objects)
         objects.append(item)
     return objects, places, lost
 
 
 def _object(value, ann_id, size, grid, context, repairs) -> dict[str, Any]:
-    category = whole_number(value.get("category_id"))
+    category = number_of(value.get("category_id"))
     if category is None or category not in context.categories:
-        raise _ItemError("category_unknown", f"category_id {value.get('category_id')!r}")
+        raise _ItemError("category_unknown", f"category_id {str(value.get('category_id'))[:100]}")
     width, height = size
-    box = _box(value.get("bbox"), width, height, repairs)
     try:
         mask, left_out = mask_of(value.get("segmentation"), height, width)
     except MaskError as error:
+        # The box, too, may be wrong, which says more.
+        _box(_xywh(value, None, width, height, repairs), width, height, repairs)
         raise _ItemError(error.reason, str(error)) from error
+    box = _box(_xywh(value, mask, width, height, repairs), width, height, repairs)
     repairs["polygons_left_out"] += left_out
     coverage = coverage_of_box(box, *grid) if mask is None else coverage_of_rle(mask, *grid)
     return {
@@ -193,11 +198,28 @@ def _object(value, ann_id, size, grid, context, repairs) -> dict[str, Any]:
     }
 
 
+def _xywh(value: Mapping[str, Any], mask: dict[str, Any] | None, width: int, height: int, repairs: Counter[str]) -> Any:
+    """COCO's ``[x, y, width, height]`` in pixels: as annotated; from a normalised ``box``; or of the mask."""
+    annotated = value.get("bbox")
+    if annotated is None and "box" in value:
+        try:
+            x0, y0, x1, y1 = (float(side) for side in value["box"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _ItemError("box_degenerate", f"box {str(value['box'])[:100]}") from error
+        return [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
+    if annotated in (None, []) and mask is not None:
+        from pycocotools import mask as coco_mask
+
+        repairs["box_from_mask"] += 1
+        return coco_mask.toBbox(mask).tolist()
+    return annotated
+
+
 def _box(value: Any, width: int, height: int, repairs: Counter[str]) -> list[float]:
     """Box ``xyxy`` normalised to [0, 1] of COCO's ``[x, y, width, height]`` in pixels."""
     try:
         x, y, w, h = (float(each) for each in value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise _ItemError("box_degenerate", f"bbox {str(value)[:100]}") from error
     if not all(math.isfinite(each) for each in (x, y, w, h)) or w <= 0 or h <= 0:
         raise _ItemError("box_degenerate", f"bbox {[x, y, w, h]}")
@@ -211,8 +233,8 @@ def _box(value: Any, width: int, height: int, repairs: Counter[str]) -> list[flo
 
 def _area(value: Any, mask: dict[str, Any] | None, box: list[float], width: int, height: int) -> float:
     """Area in pixels: as annotated where that is a number, else the mask's, else the box's."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
-        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(min(value, _MOST_AREA))
     if mask is not None:
         return float(rle.area(mask))
     return (box[2] - box[0]) * width * (box[3] - box[1]) * height

@@ -5,6 +5,7 @@ and once for its pieces, which are sent to the shard of their image without bein
 annotation file, and a shard's task sees its own images' pieces only.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from pipelines.manifest import Category
 
-Kind = Literal["image", "object", "reference", "caption"]
+Kind = Literal["image", "object", "reference", "caption", "conversation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class Piece:
     Attributes:
         image_id: of the image, as ``ImageEntry`` has it.
         kind: ``object``, ``reference`` or ``caption``.
-        text: the piece in JSON. Objects are COCO annotations; references ``{"ref_id", "sent_id", "text", "ann_ids"}``;
-            captions ``{"id", "text"}`` or, with tags to be resolved, ``{"id", "grounded"}``.
+        text: the piece in JSON. Objects are COCO annotations, or have ``box`` (xyxy, normalised to [0, 1]) in place of
+            ``bbox``; references ``{"ref_id", "sent_id", "text", "ann_ids"}``; captions ``{"id", "text"}`` or,
+            with tags to be resolved, ``{"id", "grounded"}``.
     """
 
     image_id: str
@@ -114,6 +116,34 @@ def whole_number(value: Any) -> int | None:
         return None
     number = int(value)
     return number if -(2**63) <= number < 2**63 else None
+
+
+def number_of(value: Any) -> int | None:
+    """As ``whole_number``, but text of digits is a number too: some tools write all ids as text."""
+    if isinstance(value, str) and value.isascii() and value.strip().isdigit() and len(value) <= 19:
+        value = int(value)
+    return whole_number(value)
+
+
+def annotation_id(value: Any) -> int | None:
+    """Number of an annotation: its id where that is one (``number_of``), else one that its id in text always gives."""
+    number = number_of(value)
+    if number is None and isinstance(value, str) and value.strip():
+        digest = hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        # 18 digits: what a 64-bit column and a caption's tag can hold.
+        number = int.from_bytes(digest) % 10**18
+    return number
+
+
+def is_file_name(value: Any) -> bool:
+    """Whether a value can be the name of a file: text that can be written as UTF-8, without NUL."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def identifier(value: Any) -> str | None:

@@ -1,7 +1,7 @@
 """COCO's formats: instances JSON, captions JSON, and what is joined to them (RefCOCO's references, RIC's captions)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,17 @@ from typing import Any
 from padt.errors import UserError
 from pipelines.jsonstream import stream_json
 from pipelines.manifest import Category
-from pipelines.sources.base import Header, ImageEntry, Piece, Reject, identifier, plain_text, whole_number
+from pipelines.sources.base import (
+    Header,
+    ImageEntry,
+    Piece,
+    Reject,
+    identifier,
+    is_file_name,
+    number_of,
+    plain_text,
+    whole_number,
+)
 from pipelines.sources.refcoco import load_refs, reference_pieces
 
 _INSTANCES = "Annotation file"
@@ -82,6 +92,9 @@ def _read_header(url: str) -> Header:
     header = Header()
     sections: set[str] = set()
     seen: set[str] = set()
+    parents: set[str] = set()
+    roots: set[int] = set()
+    used: set[int | None] = set()
     for element in stream_json(url, _INSTANCES):
         sections.add(element.section)
         if element.section == "images" and element.index is not None:
@@ -95,11 +108,16 @@ def _read_header(url: str) -> Header:
                 header.rejects.append(entry)
         elif element.section == "categories" and element.index is not None:
             header.categories.append(_category(element.value, url))
+            parents.add(plain_text(str(element.value.get("supercategory"))))
+            if element.value.get("supercategory") == "none":
+                roots.add(header.categories[-1].id)
+        elif element.section == "annotations" and isinstance(element.value, dict):
+            used.add(number_of(element.value.get("category_id")))
     for section in ("images", "annotations", "categories"):
         if section not in sections:
             raise UserError(
                 f"{_INSTANCES} {url} has no section '{section}': give an instances JSON in COCO's format "
-                "(images, annotations, categories)."
+                f"(images, annotations, categories).{_kind_hint(sections)}"
             )
     if not header.images:
         raise UserError(f"{_INSTANCES} {url} lists no usable image: check its section 'images'.")
@@ -107,7 +125,21 @@ def _read_header(url: str) -> Header:
     if len(set(ids)) < len(ids):
         twice = next(number for number in ids if ids.count(number) > 1)
         raise UserError(f"{_INSTANCES} {url} has two categories with id {twice}: give each category its own id.")
+    # Roboflow lists the project itself as a category above the others: nothing is ever one.
+    headings = [c for c in header.categories if c.id in roots - used and c.name in parents]
+    if headings:
+        header.categories = [category for category in header.categories if category not in headings]
+        header.repairs["category_heading_left_out"] += len(headings)
     return header
+
+
+def _kind_hint(sections: Collection[str]) -> str:
+    """What a file with these sections is, where that can be told."""
+    if {"images", "annotations"} <= set(sections):
+        return " It looks like a captions file: give it as --captions, beside the instances JSON."
+    if {"conversations", "answer_template"} & set(sections):
+        return " It looks like the JSON lines of PaDT's authors: use `padt prepare released`."
+    return ""
 
 
 def _image_entry(value: Any) -> ImageEntry | Reject:
@@ -115,7 +147,7 @@ def _image_entry(value: Any) -> ImageEntry | Reject:
     if image_id is None:
         return Reject("", "image", "image_malformed", f"no usable id: {str(value)[:200]}")
     file_name = value.get("file_name")
-    if not isinstance(file_name, str) or not file_name.strip() or "\0" in file_name or not _is_utf8(file_name):
+    if not is_file_name(file_name):
         return Reject(image_id, "image", "image_malformed", "no usable file_name")
     width, height = whole_number(value.get("width")), whole_number(value.get("height"))
     if width is None or height is None or width < 1 or height < 1:
@@ -123,16 +155,8 @@ def _image_entry(value: Any) -> ImageEntry | Reject:
     return ImageEntry(image_id, file_name, width, height)
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _category(value: Any, url: str) -> Category:
-    number = whole_number(value.get("id")) if isinstance(value, dict) else None
+    number = number_of(value.get("id")) if isinstance(value, dict) else None
     name = value.get("name") if isinstance(value, dict) else None
     if number is None or not isinstance(name, str) or not name.strip():
         raise UserError(

@@ -8,15 +8,20 @@ in it means that nothing is referred to.
 import io
 import json
 import pickle
+import pickletools
+import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from padt.errors import UserError
 from pipelines.sources.base import Piece, Reject, identifier, whole_number
-from pipelines.storage import open_input
+from pipelines.storage import open_input, reaching
 
 _REFERENCES = "Reference file"
+# The published files have 3 to 30 MB.
+_MOST_BYTES = 1 << 29
+_REMEMBER = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -45,15 +50,24 @@ def _latin_bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
+def published_name(url: str) -> str:
+    """Which of the three sets a file of references belongs to, by its folder (as the sets unpack); else ``refcoco``."""
+    folder = url.rpartition("/")[0].rpartition("/")[2]
+    return folder if folder in ("refcoco", "refcoco+", "refcocog") else "refcoco"
+
+
 def load_plain_pickle(url: str) -> Any:
     """What a pickle of plain containers, text and numbers holds.
 
     Raises:
         UserError: the file is missing or damaged, or holds (or wants to call) anything else; then nothing of it runs.
     """
-    with open_input(url, _REFERENCES) as handle:
-        content = handle.read()
+    with open_input(url, _REFERENCES) as handle, reaching(url, _REFERENCES):
+        content = handle.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"{_REFERENCES} {url} has more than {_MOST_BYTES:,} bytes: check that it is a RefCOCO file.")
     try:
+        _check_memo(content)
         # Python 2 wrote text as bytes; RefCOCO's is ASCII, and a stray byte must not stop the file.
         return _PlainUnpickler(io.BytesIO(content), encoding="utf-8", errors="replace").load()
     except pickle.UnpicklingError as error:
@@ -62,7 +76,19 @@ def load_plain_pickle(url: str) -> Any:
             "pickle; get the file from its publisher again."
         ) from error
     except (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{_REFERENCES} {url} is damaged or not a pickle ({error}): get it again.") from error
+        json_like = content.lstrip()[:1] in (b"{", b"[")
+        hint = " It looks like JSON: an instances file is given as --annotations." if json_like else " Get it again."
+        raise UserError(f"{_REFERENCES} {url} is damaged or not a pickle ({error}).{hint}") from error
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse a pickle that numbers the things it remembers without bounds.
+
+    Unpickling makes room for all numbers up to the largest: a file of twenty bytes could ask for any amount of memory.
+    """
+    for operations, (code, argument, _) in enumerate(pickletools.genops(content), start=1):
+        if code.name in _REMEMBER and not 0 <= int(argument or 0) <= operations:
+            raise pickle.UnpicklingError(f"it remembers {operations:,} things at most under the number {argument:,}")
 
 
 def load_refs(url: str) -> list[Any]:
@@ -85,17 +111,22 @@ def reference_pieces(refs: list[Any], split: str | None) -> Iterator[Piece | Rej
     Raises:
         UserError: no reference belongs to the split.
     """
-    splits = Counter(str(ref.get("split")) for ref in refs if isinstance(ref, dict))
+    splits = Counter(_split_of(ref) for ref in refs if isinstance(ref, dict))
     if split is not None and split not in splits:
         known = ", ".join(sorted(splits))
         raise UserError(f"No reference belongs to split {split!r}: the file has {known}.")
     for ref in refs:
         if not isinstance(ref, dict):
-            yield Reject("", "reference", "reference_malformed", f"not a dictionary: {str(ref)[:100]}")
+            yield Reject("", "reference", "reference_malformed", f"not a dictionary: {reprlib.repr(ref)}")
             continue
-        if split is not None and str(ref.get("split")) != split:
+        if split is not None and _split_of(ref) != split:
             continue
         yield from _sentences(ref)
+
+
+def _split_of(ref: dict[str, Any]) -> str:
+    split = ref.get("split")
+    return split if isinstance(split, str) else "none"
 
 
 def _sentences(ref: dict[str, Any]) -> Iterator[Piece | Reject]:
@@ -105,7 +136,7 @@ def _sentences(ref: dict[str, Any]) -> Iterator[Piece | Reject]:
     if not isinstance(sentences, list | tuple) or image_id is None or ref_id is None or ann_ids is None:
         count = len(sentences) if isinstance(sentences, list | tuple) else 1
         for _ in range(count):
-            detail = f"reference {ref.get('ref_id')!r} lacks ids or sentences"
+            detail = f"reference {reprlib.repr(ref.get('ref_id'))} lacks ids or sentences"
             yield Reject(image_id or "", "reference", "reference_malformed", detail)
         return
     for sentence in sentences:
