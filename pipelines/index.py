@@ -4,9 +4,10 @@ Images are not read: pyarrow takes the footers and the projected columns only.
 """
 
 import posixpath
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,9 @@ import pyarrow.parquet as pq
 
 from padt.errors import UserError
 from padt.image import ResizePolicy
-from pipelines.manifest import Manifest, open_set
+from pipelines.manifest import open_set
+
+Result = TypeVar("Result")
 
 _COLUMNS = [
     "key",
@@ -82,9 +85,9 @@ class SetIndex:
         if task in ("detect", "chat"):
             rows = rows[(self.turns > 0) == (task == "chat")]
             return rows, np.zeros(len(rows), dtype=np.int32)
-        counts = self.references if task == "refer" else self.captions
-        item_rows = np.repeat(rows, counts)
-        items = _positions(counts)
+        each = self.references if task == "refer" else self.captions
+        item_rows = np.repeat(rows, each)
+        items = positions(each)
         if task == "refer":
             return item_rows[self.reference_ok], items[self.reference_ok]
         return item_rows, items
@@ -100,119 +103,138 @@ def load_index(url: str) -> SetIndex:
         UserError: no prepared set there, or a shard is missing or unreadable.
     """
     manifest = open_set(url)
-    with ThreadPoolExecutor(8) as pool:  # many small reads, mostly waiting where the set lies in an object store
-        tables = list(pool.map(lambda shard: _read_shard(url, shard.path), manifest.shards))
-    lengths = np.array([len(table) for table in tables], dtype=np.int64)
-    for table, shard in zip(tables, manifest.shards, strict=True):
-        if len(table) != shard.rows:
+    shards = tuple(shard.path for shard in manifest.shards)
+    parts = map_shards(url, shards, _COLUMNS, lambda table: (flat(table["key"]), _facts(table)))
+    lengths = np.array([len(keys) for keys, _ in parts], dtype=np.int64)
+    for shard, rows in zip(manifest.shards, lengths, strict=True):
+        if rows != shard.rows:
             raise UserError(
-                f"Shard {shard.path} of {url} has {len(table)} rows, its manifest says {shard.rows}: "
+                f"Shard {shard.path} of {url} has {rows} rows, its manifest says {shard.rows}: "
                 "prepare the set again with --overwrite."
             )
-    if not tables or lengths.sum() == 0:
+    if lengths.sum() == 0:
         raise UserError(f"The data set {url} has no rows: look into its rejected/ folder, then prepare it again.")
-    return _index(url, manifest, pa.concat_tables(tables), lengths)
-
-
-def _read_shard(url: str, path: str) -> pa.Table:
-    import fsspec
-
-    location = posixpath.join(url, path)
-    try:
-        with fsspec.open(location, "rb") as handle:
-            return _without_words(pq.ParquetFile(handle).read(columns=_COLUMNS))
-    except FileNotFoundError as error:
-        raise UserError(f"Shard {location} is missing: prepare the data set again.") from error
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"Shard {location} cannot be read: {error}. Prepare the data set again.") from error
-
-
-def _without_words(table: pa.Table) -> pa.Table:
-    """The table with counts in place of conversations; shards from before there were any lack their columns."""
-    turns, characters, patches = (np.zeros(len(table), np.int64) for _ in range(3))
-    if "messages" in table.column_names and len(table):
-        messages, grids = _flat(table["messages"]), _flat(table["more_grids"])
-        turns = _counts(messages)
-        characters = _sums(turns, pc.fill_null(pc.binary_length(messages.flatten().field("content")), 0))
-        sizes = grids.flatten()
-        patches = _sums(_counts(grids), pc.multiply(sizes.field("grid_h"), sizes.field("grid_w")))
-    kept = table.drop_columns([name for name in ("messages", "more_grids") if name in table.column_names])
-    for name, values in (("turns", turns), ("characters", characters), ("more_patches", patches)):
-        kept = kept.append_column(name, pa.array(values.astype(np.int64)))
-    return kept
-
-
-def _sums(counts: np.ndarray, values: pa.Array) -> np.ndarray:
-    """Sum of the values of each group, for groups of the given sizes."""
-    owners = np.repeat(np.arange(len(counts)), counts)
-    return np.bincount(owners, weights=np.asarray(values), minlength=len(counts)).astype(np.int64)
-
-
-def _index(url: str, manifest: Manifest, table: pa.Table, lengths: np.ndarray) -> SetIndex:
-    objects = _flat(table["objects"])
-    references = _flat(table["references"])
-    captions = _flat(table["captions"])
-    object_counts = _counts(objects)
-    visible = _has_bits(objects.flatten().field("patches"))
-    rows = np.arange(len(table))
-    object_rows = np.repeat(rows, object_counts)
-    starts = np.concatenate([[0], np.cumsum(object_counts)[:-1]])
-    reference_counts = _counts(references)
     return SetIndex(
         name=manifest.name,
         url=url,
         fingerprint=manifest.fingerprint,
         policy=manifest.policy,
         class_names=tuple(manifest.class_names),
-        shards=tuple(shard.path for shard in manifest.shards),
-        keys=_flat(table["key"]),
+        shards=shards,
+        keys=pa.concat_arrays([keys for keys, _ in parts]),
         shard=np.repeat(np.arange(len(lengths)), lengths).astype(np.int32),
-        row=_positions(lengths),
-        grid_h=table["grid_h"].to_numpy().astype(np.int32),
-        grid_w=table["grid_w"].to_numpy().astype(np.int32),
-        objects=object_counts.astype(np.int32),
-        objects_with_patches=np.bincount(object_rows[visible], minlength=len(table)).astype(np.int32),
-        references=reference_counts.astype(np.int32),
-        captions=_counts(captions).astype(np.int32),
-        turns=table["turns"].to_numpy().astype(np.int32),
-        characters=table["characters"].to_numpy(),
-        more_patches=table["more_patches"].to_numpy().astype(np.int32),
-        reference_ok=_usable(references, np.repeat(starts, reference_counts), visible),
+        row=positions(lengths),
+        **{name: np.concatenate([facts[name] for _, facts in parts]) for name in parts[0][1]},
     )
 
 
-def _flat(column: pa.ChunkedArray) -> Any:
+def map_shards(
+    url: str, shards: Sequence[str], columns: Sequence[str], function: Callable[[pa.Table], Result]
+) -> list[Result]:
+    """What a function makes of some columns of each shard; columns that a shard does not have are left out.
+
+    Only the results are kept: bit fields and texts of a large set do not fit into memory at once.
+
+    Args:
+        url: folder of the set.
+        shards: paths of the shards below it.
+        columns: dotted Parquet paths of leaf columns.
+        function: is given the table of one shard.
+
+    Raises:
+        UserError: a shard is missing or unreadable.
+    """
+    with ThreadPoolExecutor(8) as pool:  # many small reads, mostly waiting where the set lies in an object store
+        return list(pool.map(lambda path: function(_read_shard(url, path, list(columns))), shards))
+
+
+def _read_shard(url: str, path: str, columns: list[str]) -> pa.Table:
+    import fsspec
+
+    location = posixpath.join(url, path)
+    try:
+        with fsspec.open(location, "rb") as handle:
+            return pq.ParquetFile(handle).read(columns=columns)
+    except FileNotFoundError as error:
+        raise UserError(f"Shard {location} is missing: prepare the data set again.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"Shard {location} cannot be read: {error}. Prepare the data set again.") from error
+
+
+def _facts(table: pa.Table) -> dict[str, np.ndarray]:
+    """Columns of the index for the rows of one shard, by name."""
+    objects, references, captions = (flat(table[name]) for name in ("objects", "references", "captions"))
+    object_counts, reference_counts = counts(objects), counts(references)
+    visible = bit_counts(objects.flatten().field("patches")) > 0
+    owners = np.repeat(np.arange(len(table)), object_counts)
+    starts = np.cumsum(object_counts) - object_counts
+    facts = {
+        "grid_h": table["grid_h"].to_numpy(),
+        "grid_w": table["grid_w"].to_numpy(),
+        "objects": object_counts,
+        "objects_with_patches": np.bincount(owners[visible], minlength=len(table)),
+        "references": reference_counts,
+        "captions": counts(captions),
+        **_conversations(table),
+    }
+    return {
+        **{name: values.astype(np.int64 if name == "characters" else np.int32) for name, values in facts.items()},
+        "reference_ok": _usable(references, np.repeat(starts, reference_counts), visible),
+    }
+
+
+def _conversations(table: pa.Table) -> dict[str, np.ndarray]:
+    """Turns, bytes said, and patches of further images; shards written before there were any lack the columns."""
+    if "messages" not in table.column_names or not len(table):
+        return {name: np.zeros(len(table), np.int64) for name in ("turns", "characters", "more_patches")}
+    messages, grids = flat(table["messages"]), flat(table["more_grids"])
+    sizes = grids.flatten()
+    said = pc.fill_null(pc.binary_length(messages.flatten().field("content")), 0)
+    return {
+        "turns": counts(messages),
+        "characters": sums(counts(messages), np.asarray(said)),
+        "more_patches": sums(counts(grids), np.asarray(pc.multiply(sizes.field("grid_h"), sizes.field("grid_w")))),
+    }
+
+
+def flat(column: pa.ChunkedArray) -> Any:
+    """A column as one array."""
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def _counts(lists: pa.ListArray) -> np.ndarray:
+def counts(lists: pa.ListArray) -> np.ndarray:
+    """Length of each list, 0 for none."""
     return np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
 
 
-def _positions(counts: np.ndarray) -> np.ndarray:
+def sums(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sum of the values of each group, for groups of the given sizes, ``(groups,)`` int64."""
+    before = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+    ends = np.cumsum(sizes)
+    return before[ends] - before[ends - sizes]
+
+
+def positions(sizes: np.ndarray) -> np.ndarray:
     """Position of each entry inside its group, for groups of the given sizes: ``[2, 3] -> [0, 1, 0, 1, 2]``."""
-    ends = np.cumsum(counts)
+    ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
-    return (np.arange(total) - np.repeat(ends - counts, counts)).astype(np.int32)
+    return (np.arange(total) - np.repeat(ends - sizes, sizes)).astype(np.int32)
 
 
-def _has_bits(patches: pa.BinaryArray) -> np.ndarray:
-    """For each bit field whether any bit is set, without a loop over Python bytes: ``(n,)`` bool."""
+def bit_counts(patches: pa.BinaryArray) -> np.ndarray:
+    """For each bit field how many bits are set, without a loop over Python bytes: ``(n,)`` int64."""
     patches = pc.cast(pc.fill_null(patches, b""), pa.large_binary())
     if len(patches) == 0:
-        return np.zeros(0, dtype=bool)
+        return np.zeros(0, dtype=np.int64)
     _, offset_buffer, data_buffer = patches.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int64)[patches.offset : patches.offset + len(patches) + 1]
     data = np.frombuffer(data_buffer, dtype=np.uint8) if data_buffer is not None else np.zeros(0, dtype=np.uint8)
-    before = np.concatenate([[0], np.cumsum(data != 0)])
-    return np.asarray(before[offsets[1:]] > before[offsets[:-1]])
+    return sums(np.diff(offsets), np.bitwise_count(data[offsets[0] : offsets[-1]]))
 
 
 def _usable(references: pa.ListArray, object_start: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """For each reference whether it has no target or one with a patch; ``object_start``: its row's first object."""
     targets = references.flatten().field("objects")
-    counts = _counts(targets)
-    flat = np.asarray(targets.flatten()).astype(np.int64)
-    seen = visible[np.repeat(object_start, counts) + flat] if len(flat) else np.zeros(0, dtype=bool)
-    owners = np.repeat(np.arange(len(counts)), counts)
-    return (counts == 0) | (np.bincount(owners[seen], minlength=len(counts)) > 0)
+    sizes = counts(targets)
+    numbers = np.repeat(object_start, sizes) + np.asarray(targets.flatten()).astype(np.int64)
+    return (sizes == 0) | (sums(sizes, visible[numbers]) > 0)
