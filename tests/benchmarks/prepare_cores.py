@@ -1,7 +1,7 @@
 """How preparation grows with cores: the same COCO-like set on one core and on two, in turn.
 
-Ray's start, its workers' start (a first small run warms them up) and the plan, which one process makes, are left out:
-what is timed is the writing of the shards.
+Ray's start, its workers' start (a first small run warms them up) and the plan, which one process makes, and the report are
+left out: what is timed is the writing of the shards.
 
     python -m tests.benchmarks.prepare_cores --images 3000 --rounds 3
 """
@@ -38,8 +38,8 @@ def write_set(folder: Path, images: int) -> None:
 
 
 def seconds(folder: Path, out: Path, cores: int) -> float:
-    """Time from the plan to the finished set."""
-    begun: list[float] = []
+    """Time from the plan to the last shard."""
+    moments: list[float] = []
     options = PrepareOptions(
         annotations=str(folder / "annotations.json"),
         images=str(folder / "images"),
@@ -47,8 +47,12 @@ def seconds(folder: Path, out: Path, cores: int) -> float:
         rows_per_shard=ROWS_PER_SHARD,
         num_cpus=cores,
     )
-    prepare(options, on_plan=lambda plan: begun.append(time.monotonic()))
-    return time.monotonic() - begun[0]
+
+    def note(_: object) -> None:
+        moments.append(time.monotonic())
+
+    prepare(options, on_plan=note, on_progress=note)
+    return moments[-1] - moments[0]
 
 
 def main() -> None:
