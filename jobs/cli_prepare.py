@@ -153,6 +153,23 @@ def released(
     return {"source": "released", "annotations": annotations, "images": images}
 
 
+@_prepares(
+    "padt prepare messages -a llava_instruct_150k.json -i train2017 -o runs/llava --name llava",
+    "padt prepare messages -a chat.jsonl -o runs/chat",
+)
+def messages(
+    annotations: Annotated[
+        str, typer.Option("--annotations", "-a", help="JSON array or JSON lines of conversations; path or URL.")
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Option("--images", "-i", help="Folder of the pictures, zip or tar; not needed for text alone."),
+    ] = None,
+) -> dict[str, Any]:
+    """Prepare conversations, as LLaVA writes them or as chat APIs do: text with any number of pictures."""
+    return {"source": "messages", "annotations": annotations, "images": images or ()}
+
+
 def show_sets(sets: Sequence[dict[str, Any]]) -> None:
     """A table of prepared sets."""
     columns = ["set", "images>", "objects>", "references>", "captions>", "rejected>"]

@@ -141,7 +141,10 @@ class ImageFolders:
 
         Raises:
             ImageError: the name leads out of the folder (reason ``image_outside_root``).
+            UserError: there are no folders.
         """
+        if not self._places:
+            raise UserError(f"The annotations name pictures, such as {file_name}: say where they lie with --images.")
         clean = self._inside(file_name)
         for name in _names(clean):
             for place in self._places:

@@ -74,6 +74,24 @@ def stream_lines(url: str, what: str) -> Iterator[Line]:
                 ) from error
 
 
+def stream_records(url: str, what: str) -> Iterator[Line]:
+    """Elements of a JSON array, or values of a file of JSON lines, in order; numbers are their places, from 1.
+
+    Args:
+        url: path or fsspec URL; compressed files are unpacked on the way.
+        what: what the file is, for messages.
+
+    Raises:
+        UserError: the file is missing, is not UTF-8, or is neither; see also ``stream_lines``.
+    """
+    with open_input(url, what) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig") as text:
+        reader = _Reader(text, f"{what} {url}")
+        if reader.is_array():
+            yield from (Line(number, value) for number, value in enumerate(reader.array(), start=1))
+            return
+    yield from stream_lines(url, what)
+
+
 def stream_json(url: str, what: str) -> Iterator[Element]:
     """Pieces of the JSON object in a file, in the order of the file.
 
@@ -124,6 +142,17 @@ class _Reader:
                 self._end()
                 return
 
+    def is_array(self) -> bool:
+        """Whether the file holds a JSON array."""
+        if not self._fill() and not self._text:
+            raise UserError(f"{self._name} is empty: copy or download it again.")
+        return self._next() == "["
+
+    def array(self) -> Iterator[Any]:
+        """Elements of the array that the file is."""
+        yield from (element.value for element in self._array("") if element.index is not None)
+        self._end()
+
     def _end(self) -> None:
         """Make sure that nothing but space follows."""
         while not self._text[self._position :].strip(_SPACE):
@@ -132,7 +161,7 @@ class _Reader:
                 return
         raise UserError(
             f"{self._name} goes on after its JSON object, at character {self._dropped + self._position:,}: give one "
-            "object. JSON lines of PaDT's authors are read by `padt prepare released`."
+            "object. JSON lines are read by `padt prepare released` and `padt prepare messages`."
         )
 
     def _array(self, section: str) -> Iterator[Element]:

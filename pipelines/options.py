@@ -8,11 +8,12 @@ from padt.errors import UserError
 from padt.image import ResizePolicy
 from pipelines.sources.base import Source
 from pipelines.sources.coco import CocoSource
+from pipelines.sources.messages import MessagesSource
 from pipelines.sources.objects365 import Objects365Source
 from pipelines.sources.refcoco import published_name
 from pipelines.sources.released import ReleasedSource
 
-SourceName = Literal["coco", "objects365", "refcoco", "ric", "released"]
+SourceName = Literal["coco", "objects365", "refcoco", "ric", "released", "messages"]
 ImagesMode = Literal["copy", "link"]
 DEFAULT_SHARD_BYTES = 256 * 2**20
 
@@ -22,12 +23,13 @@ class PrepareOptions:
     """What to prepare, and how. Everything that is a place may be a local path or a URL that fsspec opens.
 
     Attributes:
-        annotations: instances JSON; of ``released`` the JSON lines.
+        annotations: instances JSON; of ``released`` the JSON lines; of ``messages`` the conversations.
         images: folder of the images (or a zip or tar file of them), or several.
         out: folder of the data set to make.
         source: ``coco``; ``objects365``: boxes only; ``refcoco``: needs ``references``, takes the references of
             ``split`` and the images that they speak of; ``ric``: captions are in the annotation file unless
-            ``captions`` names another; ``released``: the JSON lines of PaDT's authors.
+            ``captions`` names another; ``released``: the JSON lines of PaDT's authors; ``messages``: conversations
+            with any number of pictures (then ``images`` may be empty).
         references: RefCOCO pickle of the same images.
         captions: captions JSON of the same images, COCO's or RIC's.
         name: name of the set, first part of every key; if not given the source's name (of ``refcoco`` the name of the
@@ -100,6 +102,8 @@ class PrepareOptions:
             return Objects365Source(self.annotations, self.drop_fakes)
         if self.source == "released":
             return ReleasedSource(self.annotations)
+        if self.source == "messages":
+            return MessagesSource(self.annotations)
         refers = self.source == "refcoco"
         return CocoSource(
             annotations=self.annotations,

@@ -25,6 +25,7 @@ WORK = ".work"
 PLAN_NAME = f"{WORK}/plan.json"
 _BUFFER_BYTES = 128 * 2**20
 _UNKNOWN_IMAGE_BYTES = 160_000
+_TEXT_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class PlannedImage:
 
     Attributes:
         entry: as the source lists it.
-        url: where it lies, or should lie.
-        bytes: its size; None where it was not found or is not known.
+        url: where it lies, or should lie; empty where there is no picture.
+        bytes: its size (with that of ``more``); None where it was not found or is not known.
+        more: where the second and later pictures of a conversation lie.
     """
 
     entry: ImageEntry
     url: str
     bytes: int | None
+    more: tuple[str, ...] = ()
 
 
 @dataclass
@@ -89,12 +92,15 @@ def locate_images(header: Header, folders: ImageFolders) -> tuple[list[PlannedIm
     """Places of a source's images, and the images whose names are refused."""
     planned, rejects = [], []
     for entry in header.images:
+        names = [entry.file_name, *entry.more] if entry.file_name else []
         try:
-            url, size = folders.locate(entry.file_name)
+            places = [folders.locate(name) for name in names]
         except ImageError as error:
             rejects.append(Reject(entry.image_id, "image", error.reason, str(error)))
             continue
-        planned.append(PlannedImage(entry, url, size))
+        sizes = [size for _, size in places if size is not None]
+        urls = [url for url, _ in places] or [""]
+        planned.append(PlannedImage(entry, urls[0], sum(sizes) if len(sizes) == len(places) else None, tuple(urls[1:])))
     return planned, rejects
 
 
@@ -104,12 +110,12 @@ def cut_shards(
     """Cut images, already in order, into shards.
 
     A shard ends before its images would exceed ``shard_bytes``, or after ``rows_per_shard`` images where that is given.
-    Linked images count with a few kilobytes each: their annotations.
+    Linked images count with a few kilobytes each, as do conversations without pictures: what is said about them.
     """
     shards: list[list[PlannedImage]] = [[]]
     held = 0
     for image in images:
-        size = (_UNKNOWN_IMAGE_BYTES if image.bytes is None else image.bytes) if copy_images else 4096
+        size = (_UNKNOWN_IMAGE_BYTES if image.bytes is None else image.bytes or _TEXT_BYTES) if copy_images else 4096
         full = len(shards[-1]) >= rows_per_shard if rows_per_shard else held + size > shard_bytes
         if shards[-1] and full:
             shards.append([])
@@ -171,7 +177,10 @@ def read_group(folder: Folder, number: int) -> ShardGroup:
     """The group file of a shard, read back."""
     lines = iter(gzip.decompress(folder.read(group_name(number))).split(b"\n"))
     head = json.loads(next(lines))
-    images = [PlannedImage(ImageEntry(*entry), url, size) for *entry, url, size in head["images"]]
+    images = [
+        PlannedImage(ImageEntry(image_id, name, width, height, tuple(names)), url, size, tuple(urls))
+        for image_id, name, width, height, names, url, size, urls in head["images"]
+    ]
     pieces: dict[str, list[Piece]] = {image.entry.image_id: [] for image in images}
     for line in lines:
         if line:
@@ -249,10 +258,11 @@ class _Spills:
 
 
 def _group_lines(shard: Sequence[PlannedImage], grids: _Grids) -> Iterator[bytes]:
-    images = [
-        [image.entry.image_id, image.entry.file_name, image.entry.width, image.entry.height, image.url, image.bytes]
-        for image in shard
-    ]
+    images = []
+    for image in shard:
+        entry = image.entry
+        listed = [entry.image_id, entry.file_name, entry.width, entry.height, entry.more]
+        images.append([*listed, image.url, image.bytes, image.more])
     yield json.dumps({"images": images, "grids": grids.of(shard)}).encode() + b"\n"
 
 

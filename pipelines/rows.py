@@ -72,27 +72,33 @@ class _ItemError(Exception):
 def build_row(
     entry: ImageEntry,
     url: str,
-    content: bytes | ImageError,
+    content: bytes | ImageError | None,
     pieces: Sequence[Piece],
     context: RowContext,
     grids: Mapping[tuple[int, int], tuple[int, int]] | None = None,
+    more: Sequence[tuple[str, bytes]] = (),
 ) -> RowResult:
-    """Build the row of one image.
+    """Build the row of one image, or of one conversation.
 
     Args:
         entry: the image as its source lists it.
         url: where the image lies; stored in link mode.
-        content: the encoded image, or why it could not be read.
-        pieces: the image's objects, references and captions, in the order of the source.
+        content: the encoded image, or why it (or one of ``more``) could not be read; None for a conversation without
+            pictures.
+        pieces: the image's objects, references, captions and conversation, in the order of the source.
         context: what all rows share.
         grids: patch grids already computed, ``(grid_h, grid_w)`` by ``(height, width)`` in pixels.
+        more: URL and content of the second and later pictures.
     """
     result = RowResult()
+    width, height, look, grid = 0, 0, None, (0, 0)
     try:
         if isinstance(content, ImageError):
             raise content
-        width, height, look = _measured(entry, content, result)
-        grid = (grids or {}).get((height, width)) or context.policy.grid(height, width)
+        if content is not None:
+            width, height, look = _measured(entry, content, result)
+            grid = (grids or {}).get((height, width)) or context.policy.grid(height, width)
+        more_grids = [_grid(each, context) for _, each in more]
     except ImageError as error:
         result.rejects.append(Reject(entry.image_id, "image", error.reason, str(error)))
         result.rejects += [_rejected_with_image(piece) for piece in pieces]
@@ -100,13 +106,13 @@ def build_row(
     objects, places, lost = _objects(entry, pieces, (width, height), grid, context, result)
     references = _references(entry, pieces, places, lost, result)
     captions = _captions(entry, pieces, places, result)
-    stored = {"bytes": content, "path": entry.file_name} if context.copy_images else {"bytes": None, "path": url}
+    conversations = [json.loads(piece.text)["messages"] for piece in pieces if piece.kind == "conversation"]
     result.row = {
         "key": context.key(entry.image_id),
         "source": context.name,
         "split": context.split,
         "image_id": entry.image_id,
-        "image": stored,
+        "image": None if content is None else _stored(entry.file_name, url, content, context),
         "width": width,
         "height": height,
         "grid_h": grid[0],
@@ -114,10 +120,23 @@ def build_row(
         "objects": objects,
         "references": references,
         "captions": captions,
-        "sha256": content_hash(content),
+        "messages": conversations[0] if conversations else [],
+        "more_images": [_stored(name, *each, context) for name, each in zip(entry.more, more, strict=True)],
+        "more_grids": more_grids,
+        "sha256": None if content is None else content_hash(content),
         "look": look,
     }
     return result
+
+
+def _stored(name: str, url: str, content: bytes, context: RowContext) -> dict[str, Any]:
+    return {"bytes": content, "path": name} if context.copy_images else {"bytes": None, "path": url}
+
+
+def _grid(content: bytes, context: RowContext) -> dict[str, int]:
+    width, height, _ = measure(content)
+    grid_h, grid_w = context.policy.grid(height, width)
+    return {"grid_h": grid_h, "grid_w": grid_w}
 
 
 def _measured(entry: ImageEntry, content: bytes, result: RowResult) -> Measured:

@@ -22,14 +22,16 @@ class ImageEntry:
 
     Attributes:
         image_id: as the source writes it.
-        file_name: as the source writes it.
+        file_name: as the source writes it; empty for a conversation without pictures.
         width, height: in pixels, as the source says; None where it does not.
+        more: file names of the second and later pictures of a conversation.
     """
 
     image_id: str
     file_name: str
     width: int | None
     height: int | None
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,10 @@ class Piece:
 
     Attributes:
         image_id: of the image, as ``ImageEntry`` has it.
-        kind: ``object``, ``reference`` or ``caption``.
+        kind: ``object``, ``reference``, ``caption`` or ``conversation``.
         text: the piece in JSON. Objects are COCO annotations, or have ``box`` (xyxy, normalised to [0, 1]) in place of
             ``bbox``; references ``{"ref_id", "sent_id", "text", "ann_ids"}``; captions ``{"id", "text"}`` or,
-            with tags to be resolved, ``{"id", "grounded"}``.
+            with tags to be resolved, ``{"id", "grounded"}``; conversations ``{"messages"}`` as shards store them.
     """
 
     image_id: str

@@ -1,0 +1,141 @@
+"""Conversations: LLaVA's rows (``conversations`` of ``from`` and ``value``) and those of chat APIs (``messages``).
+
+A file is a JSON array or JSON lines. Each row becomes one row of the set, whatever the number of its pictures; in what
+is stored, ``<image>`` in a user's words marks the next picture (``pipelines.schema``).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from padt.conversation import IMAGE_MARKER, ConversationError, ImagePlace, read_chat, read_messages
+from padt.errors import UserError
+from pipelines.jsonstream import stream_records
+from pipelines.sources.base import Header, ImageEntry, Piece, Reject, identifier, is_file_name
+
+_FILE = "File of conversations"
+_ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A usable row: file names of its pictures, and its messages as shards store them."""
+
+    images: tuple[str, ...]
+    messages: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class MessagesSource:
+    """Conversations with any number of pictures.
+
+    Ids that come again (LLaVA's files have several conversations about one photograph, all with its id) get a number:
+    ``000000033471``, ``000000033471#2``. Rows without an id are called by their place in the file.
+
+    Attributes:
+        annotations: URL of the file.
+    """
+
+    annotations: str
+
+    def files(self) -> list[tuple[str, str]]:
+        """See ``Source``."""
+        return [("annotations", self.annotations)]
+
+    def header(self) -> Header:
+        """See ``Source``."""
+        header = Header()
+        reasons: Counter[str] = Counter()
+        for image_id, found in self._rows(header.repairs):
+            if isinstance(found, ConversationError):
+                reasons[found.reason] += 1
+                continue
+            first, *more = found.images or ("",)
+            header.images.append(ImageEntry(image_id, first, None, None, tuple(more)))
+        if not header.images:
+            why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            raise UserError(
+                f"{_FILE} {self.annotations} has no usable row ({why or 'it is empty'}): give rows with "
+                "'conversations' (LLaVA) or 'messages' (chat APIs)."
+            )
+        return header
+
+    def pieces(self) -> Iterator[Piece | Reject]:
+        """See ``Source``."""
+        for image_id, found in self._rows(Counter()):
+            if isinstance(found, ConversationError):
+                yield Reject(image_id, "conversation", found.reason, str(found))
+            else:
+                yield Piece(image_id, "conversation", json.dumps({"messages": found.messages}))
+
+    def _rows(self, repairs: Counter[str]) -> Iterator[tuple[str, Conversation | ConversationError]]:
+        seen: Counter[str] = Counter()
+        for line in stream_records(self.annotations, _FILE):
+            image_id = identifier(line.value.get("id")) if isinstance(line.value, Mapping) else None
+            if image_id is None:
+                image_id = f"{line.number:09d}"
+                repairs["id_given"] += 1
+            seen[image_id] += 1
+            if seen[image_id] > 1:
+                # The name found may itself be an id of the file.
+                while (again := f"{image_id}#{seen[image_id]}") in seen:
+                    seen[image_id] += 1
+                image_id = again
+                seen[image_id] += 1
+                repairs["id_repeated"] += 1
+            try:
+                yield image_id, read_conversation(line.value)
+            except ConversationError as error:
+                yield image_id, error
+
+
+def read_conversation(row: Any) -> Conversation:
+    """A row as it will be stored.
+
+    Raises:
+        ConversationError: it has no messages, or what it has cannot be trained on.
+    """
+    if not isinstance(row, Mapping):
+        raise ConversationError("conversation_malformed", f"It is not a JSON object: {str(row)[:60]}.")
+    embedded: tuple[Any, ...] = ()
+    if isinstance(row.get("conversations"), list):
+        messages = [_llava_message(message, number) for number, message in enumerate(row["conversations"], start=1)]
+    elif isinstance(row.get("messages"), list):
+        turns, embedded = read_chat(row["messages"])
+        messages = [
+            {
+                "role": _ROLES.get(turn.role, turn.role),
+                "content": "".join(
+                    IMAGE_MARKER if isinstance(piece, ImagePlace) else str(piece) for piece in turn.content
+                ),
+            }
+            for turn in turns
+        ]
+    else:
+        raise ConversationError("conversation_malformed", "It has neither 'conversations' nor 'messages' as a list.")
+    images = _names(embedded or row.get("image") or row.get("images"))
+    # Halves of surrogate pairs cannot be stored as UTF-8.
+    stored = tuple({key: text.encode("utf-8", "replace").decode() for key, text in each.items()} for each in messages)
+    read_messages(stored, len(images))
+    return Conversation(images, stored)
+
+
+def _llava_message(message: Any, number: int) -> dict[str, str]:
+    role = message.get("from") if isinstance(message, Mapping) else None
+    text = message.get("value") if isinstance(message, Mapping) else None
+    if not isinstance(role, str) or not isinstance(text, str):
+        raise ConversationError("conversation_malformed", f"Turn {number} lacks 'from' or 'value' as text.")
+    return {"role": _ROLES.get(role, role), "content": text}
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """File names of a row's pictures: one, a list of them, or none."""
+    values = [] if value is None or value == "" else value if isinstance(value, list | tuple) else [value]
+    for each in values:
+        if isinstance(each, str) and each.startswith("data:"):
+            raise ConversationError("content_unsupported", "A picture stands in the row itself: save it as a file.")
+        if not is_file_name(each):
+            raise ConversationError("conversation_malformed", f"A picture has no usable file name: {str(each)[:60]}.")
+    return tuple(values)
