@@ -8,16 +8,18 @@ import numpy as np
 from PIL import Image
 
 from padt import rle
-from padt.draw import DrawnObject, draw_objects
+from padt.draw import DrawnObject, contact_sheet, draw_objects
 from padt.image import open_image
 from padt.patches import unpack_patches
 from pipelines.images import read_image
 
+_NO_PICTURE = (640, 32)
+_MOST_LETTERS = 300
 _PLACEHOLDER = re.compile(r"<\|Obj_(\d+)\|>")
 
 
 def draw_row(row: Mapping[str, Any], most_lines: int = 6) -> Image.Image:
-    """A row's image with its patch grid, foreground patches, masks, boxes, and sentences below.
+    """A row's image with its patch grid, foreground patches, masks, boxes, and sentences below; or a conversation.
 
     Args:
         row: a row of a shard as a dictionary; a linked image is read from its path.
@@ -26,8 +28,9 @@ def draw_row(row: Mapping[str, Any], most_lines: int = 6) -> Image.Image:
     Raises:
         ImageError: the image cannot be read.
     """
-    content = row["image"]["bytes"]
-    image = open_image(read_image(row["image"]["path"]) if content is None else content)
+    if row.get("messages"):
+        return _draw_conversation(row, most_lines)
+    image = _opened(row["image"])
     cells = row["grid_h"] * row["grid_w"]
     objects = [
         DrawnObject(
@@ -39,6 +42,25 @@ def draw_row(row: Mapping[str, Any], most_lines: int = 6) -> Image.Image:
         for number, item in enumerate(row["objects"])
     ]
     return draw_objects(image, objects, (row["grid_h"], row["grid_w"]), _lines(row, most_lines))
+
+
+def _opened(stored: Mapping[str, Any]) -> Image.Image:
+    return open_image(read_image(stored["path"]) if stored["bytes"] is None else stored["bytes"])
+
+
+def _draw_conversation(row: Mapping[str, Any], most: int) -> Image.Image:
+    """The pictures of a conversation side by side, and what is said below."""
+    stored = [row["image"], *(row.get("more_images") or ())] if row["image"] is not None else []
+    pictures = [_opened(image) for image in stored] or [Image.new("RGB", _NO_PICTURE, "white")]
+    picture = pictures[0] if len(pictures) == 1 else contact_sheet(pictures, len(pictures))
+    said = [_shortened(f"{message['role']}: {message['content']}") for message in row["messages"]]
+    left_out = [f"and {len(said) - most + 1} more turns"] if len(said) > most else []
+    return draw_objects(picture, [], None, "\n".join([*said[: most - len(left_out)], *left_out]))
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_LETTERS else f"{line[: _MOST_LETTERS - 1]}\u2026"
 
 
 def _in_pixels(box, width: int, height: int) -> tuple[float, float, float, float]:
