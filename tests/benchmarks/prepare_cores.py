@@ -1,6 +1,6 @@
 """How preparation grows with cores: the same COCO-like set on one core and on two, in turn.
 
-Ray's start, its workers' start (a first small run warms them up) and the plan, which one process makes, and the report are
+Ray's start, its workers' start (a first small run warms them up), the plan (which one process makes) and the report are
 left out: what is timed is the writing of the shards.
 
     python -m tests.benchmarks.prepare_cores --images 3000 --rounds 3
