@@ -7,10 +7,11 @@ Small images are scaled up before anything is drawn, and lines and letters grow 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from padt.lettering import INK, PAPER, font_of, height_of, shortened, wrapped
 
 Colour = tuple[int, int, int]
 
@@ -34,8 +35,6 @@ _MOST_FACTOR = 8
 _CROWD = 12
 _WHITE = (255, 255, 255)
 _BLACK = (0, 0, 0)
-_PAPER = (250, 250, 248)
-_INK = (32, 33, 36)
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ def draw_objects(
     objects: Sequence[DrawnObject],
     grid: tuple[int, int] | None = None,
     caption: str | None = None,
+    enlarge: bool = True,
 ) -> Image.Image:
     """Draw objects over an image.
 
@@ -72,12 +72,13 @@ def draw_objects(
         objects: what to draw; the first object has the palette's first colour.
         grid: rows and columns of patches ``(grid_h, grid_w)``; draws the grid, and is needed for patches and VRTs.
         caption: text below the picture; its lines are kept and long ones wrapped.
+        enlarge: scale small images up, so that lines and letters find room.
 
     Returns:
         A new RGB image, scaled up where the image is small.
     """
     image = image.convert("RGB")
-    factor = _factor(image.size)
+    factor = _factor(image.size) if enlarge else 1
     size = (round(image.width * factor), round(image.height * factor))
     style = _Style(max(size), crowded=len(objects) > _CROWD)
     # Large objects first, so that small ones lie on top of them.
@@ -120,7 +121,7 @@ def contact_sheet(
     rows = [range(start, min(start + columns, len(tiles))) for start in range(0, len(tiles), columns)]
     heights = [max(tiles[place].height for place in row) + line for row in rows]
     sheet = Image.new(
-        "RGB", (columns * (cell_width + gap) + gap, sum(heights) + gap * (len(rows) + 1)), _PAPER if rows else _WHITE
+        "RGB", (columns * (cell_width + gap) + gap, sum(heights) + gap * (len(rows) + 1)), PAPER if rows else _WHITE
     )
     pen = ImageDraw.Draw(sheet)
     top = gap
@@ -130,7 +131,7 @@ def contact_sheet(
             tile = tiles[place]
             sheet.paste(tile, (left, top + line))
             if titles:
-                pen.text((left, top), _shorten(titles[place], style.font, cell_width), _INK, style.font)
+                pen.text((left, top), shortened(titles[place], style.font, cell_width), INK, style.font)
         top += height + gap
     return sheet
 
@@ -145,10 +146,10 @@ class _Style:
 
     def __init__(self, side: int, crowded: bool = False) -> None:
         self.line = max(2, round(side / (480 if crowded else 320)))
-        self.font = _font(max(13, round(side / 46)))
-        self.tag_font = _font(max(12, round(side / (68 if crowded else 50))))
-        self.line_height = _height(self.font) + 6
-        self.tag_height = _height(self.tag_font) + 4
+        self.font = font_of(max(13, round(side / 46)))
+        self.tag_font = font_of(max(12, round(side / (68 if crowded else 50))))
+        self.line_height = height_of(self.font) + 6
+        self.tag_height = height_of(self.tag_font) + 4
 
 
 class _Cells:
@@ -164,15 +165,6 @@ class _Cells:
         if not 0 <= row < self.grid_h:
             return None
         return self.x[column], self.y[row], self.x[column + 1], self.y[row + 1]
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _height(font) -> int:
-    return math.ceil(font.getbbox("Ågy|")[3])
 
 
 def _factor(size: tuple[int, int]) -> float:
@@ -216,7 +208,7 @@ def _tint_mask(pixels: np.ndarray, mask: np.ndarray | None, colour: Colour, styl
     region = pixels[top:bottom, left:right]
     _blend(region, inside, colour, 0.24)
     edge = inside & ~_eroded(inside, style.line)
-    _blend(region, edge, _INK, 0.5)
+    _blend(region, edge, INK, 0.5)
     _blend(region, edge & _eroded(inside, 1), colour, 0.95)
 
 
@@ -262,7 +254,7 @@ def _draw_box(pen, box, factor: float, size: tuple[int, int], colour: Colour, st
         return
     x0, y0, x1, y1 = _on_canvas(box, factor, size)
     halo = max(1, style.line // 2)
-    pen.rectangle((x0 - halo, y0 - halo, x1 + halo, y1 + halo), outline=_INK, width=style.line + 2 * halo)
+    pen.rectangle((x0 - halo, y0 - halo, x1 + halo, y1 + halo), outline=INK, width=style.line + 2 * halo)
     pen.rectangle((x0, y0, x1, y1), outline=colour, width=style.line)
 
 
@@ -294,14 +286,14 @@ def _draw_tags(pen, objects: Sequence[DrawnObject], factor: float, size, cells: 
         place = _place_of(item, factor, size, cells)
         if not text or place is None:
             continue
-        text = _shorten(text, style.tag_font, round(size[0] * 0.9))
+        text = shortened(text, style.tag_font, round(size[0] * 0.9))
         width, height = pen.textlength(text, font=style.tag_font) + 8, style.tag_height
         tag = _free_place(place, width, height, size, taken)
         taken.append(tag)
         colour = colour_of(number)
-        pen.rectangle(tag, fill=colour, outline=_INK)
+        pen.rectangle(tag, fill=colour, outline=INK)
         light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-        ink = _INK if light > 130 else _WHITE
+        ink = INK if light > 130 else _WHITE
         pen.text((tag[0] + 4, (tag[1] + tag[3]) / 2), text, ink, style.tag_font, anchor="lm")
 
 
@@ -337,37 +329,14 @@ def _free_place(place, width: float, height: float, size: tuple[int, int], taken
     return min(tags, key=hidden)
 
 
-def _shorten(text: str, font, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
-
-
-def _wrapped(text: str, font, width: int) -> list[str]:
-    lines = []
-    for paragraph in text.splitlines():
-        words = paragraph.split() or [""]
-        line = words[0]
-        for word in words[1:]:
-            if font.getlength(f"{line} {word}") <= width:
-                line = f"{line} {word}"
-            else:
-                lines.append(line)
-                line = word
-        lines.append(line)
-    return [_shorten(line, font, width) for line in lines]
-
-
 def _with_caption(canvas: Image.Image, caption: str, style: _Style) -> Image.Image:
     margin = style.line_height // 2
-    lines = _wrapped(caption, style.font, canvas.width - 2 * margin)
-    page = Image.new("RGB", (canvas.width, canvas.height + len(lines) * style.line_height + 2 * margin), _PAPER)
+    lines = wrapped(caption, style.font, canvas.width - 2 * margin)
+    page = Image.new("RGB", (canvas.width, canvas.height + len(lines) * style.line_height + 2 * margin), PAPER)
     page.paste(canvas, (0, 0))
     pen = ImageDraw.Draw(page)
     for number, line in enumerate(lines):
-        pen.text((margin, canvas.height + margin + number * style.line_height), line, _INK, style.font)
+        pen.text((margin, canvas.height + margin + number * style.line_height), line, INK, style.font)
     return page
 
 

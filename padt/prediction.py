@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 
+from padt.answer import AnswerParser
 from padt.errors import UserError
 from padt.generation import ForbidRepeatedVRTs, GenerationSettings, generate_arguments
-from padt.grounding import answer_parser, decode_groups, prediction_of, prepare_questions
+from padt.grounding import Questions, answer_parser, decode_groups, prediction_of, prepare_questions
 from padt.image import ImageSource
 from padt.model.modeling import StateRecorder
 from padt.requests import (
@@ -55,15 +57,7 @@ def predict(
     if not asked:
         return []
     questions = prepare_questions(model, lists, asked)
-    recorder = StateRecorder()
-    output = model.generate(**questions.inputs, recorder=recorder, **generate_arguments(model.processor, settings))
-    answers = output.sequences[:, questions.prompt_length :]
-    states = recorder.states(getattr(output, "beam_indices", None))
-    parsers = [answer_parser(model, frames) for frames in questions.frames]
-    for parser, row in zip(parsers, answers.tolist(), strict=True):
-        for token in row:
-            parser.feed(token)
-        parser.finish()
+    parsers, states = answer(model, questions, settings)
     items = [(row, group) for row, parser in enumerate(parsers) for group in parser.result().groups]
     found = decode_groups(
         model, questions, items, [states[row, slice(*group.span)] for row, group in items], settings.masks
@@ -72,6 +66,26 @@ def predict(
     for (row, _), thing in zip(items, found, strict=True):
         objects[row].append(thing)
     return [prediction_of(model, *parts) for parts in zip(parsers, objects, questions.frames, strict=True)]
+
+
+@torch.inference_mode()
+def answer(
+    model: "PaDTForConditionalGeneration", questions: Questions, settings: GenerationSettings
+) -> tuple[list[AnswerParser], Tensor]:
+    """Write the answers to a batch of questions.
+
+    Returns:
+        For each question a parser that has read its answer; and the states that predicted the answers' tokens,
+        ``(questions, tokens, d)``.
+    """
+    recorder = StateRecorder()
+    output = model.generate(**questions.inputs, recorder=recorder, **generate_arguments(model.processor, settings))
+    parsers = [answer_parser(model, frames) for frames in questions.frames]
+    for parser, row in zip(parsers, output.sequences[:, questions.prompt_length :].tolist(), strict=True):
+        for token in row:
+            parser.feed(token)
+        parser.finish()
+    return parsers, recorder.states(getattr(output, "beam_indices", None))
 
 
 def paired(
