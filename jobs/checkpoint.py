@@ -38,7 +38,8 @@ class LoopState:
 
 def save(engine: Any, state: LoopState, folder: Path, rank: int) -> None:
     """Write one rank's part of a checkpoint. All ranks must call this together."""
-    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+    # Frozen weights are the base model's: with adapters a checkpoint is as small as what is trained.
+    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=_has_frozen(engine))
     values = {"state": asdict(state), "torch_rng": torch.get_rng_state()}
     if torch.cuda.is_available():
         values["cuda_rng"] = torch.cuda.get_rng_state()
@@ -86,7 +87,7 @@ def check_plan(saved: dict[str, Any], current: dict[str, Any]) -> None:
 def load(engine: Any, folder: Path, rank: int) -> LoopState:
     """Restore weights, optimiser and random state of one rank. All ranks must call this together."""
     state = read_state(folder)
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG)
+    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not _has_frozen(engine))
     if path is None:
         raise UserError(f"The checkpoint {folder} lacks DeepSpeed's files: remove the run's folder to start anew.")
     values = torch.load(folder / f"rank-{rank:05d}.pt", weights_only=True)
@@ -94,6 +95,10 @@ def load(engine: Any, folder: Path, rank: int) -> LoopState:
     if "cuda_rng" in values and torch.cuda.is_available():
         torch.cuda.set_rng_state(values["cuda_rng"])
     return state
+
+
+def _has_frozen(engine: Any) -> bool:
+    return not all(parameter.requires_grad for parameter in engine.module.parameters())
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from padt.errors import UserError
-from padt.tasks import TASKS
+from padt.tasks import GROUNDED_TASKS, TASKS
 from padt.vrt import VRTRule
 
 
@@ -36,7 +36,7 @@ class SetConfig(Section):
     """
 
     url: str
-    tasks: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(TASKS, 1.0))
+    tasks: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(GROUNDED_TASKS, 1.0))
     repeat: int = Field(default=1, ge=1)
     items_per_image: int | None = Field(default=None, ge=1)
 
@@ -135,6 +135,49 @@ class PrototypeWarmupConfig(Section):
     max_steps: int = Field(default=300, ge=0)
 
 
+class TrainedParts(Section):
+    """Which parts of the model are trained; the released recipe trains all of them.
+
+    Attributes:
+        vision: the vision tower with its merger; by default trained, but not beside ``lora``.
+        language: the language model with embeddings and head; with ``lora`` its adapters are trained in its place.
+        prototypes: ``f_vp``, which makes prototypes of patches.
+        decoder: the object decoder.
+    """
+
+    vision: bool | None = None
+    language: bool = True
+    prototypes: bool = True
+    decoder: bool = True
+
+
+class LoraConfig(Section):
+    """LoRA on the language model: see ``padt.adapters.LoraSettings``. Its other weights are frozen then.
+
+    Attributes:
+        rank: inner width of the updates.
+        alpha: their scale is ``alpha / rank``.
+        dropout: share of an adapter's inputs that are dropped in training.
+        targets: names of linear maps inside each layer of the language model; null = all of them.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: list[str] | None = Field(default=None, min_length=1)
+
+
+class RecomputeConfig(Section):
+    """Gradient checkpointing: parts whose activations are computed again in backward instead of being kept.
+
+    ``true`` and ``false`` in place of this section mean all parts and none. Results are the same either way.
+    """
+
+    vision: bool = False
+    language: bool = False
+    decoder: bool = False
+
+
 class CheckpointConfig(Section):
     """Attributes: every: optimiser steps between checkpoints (0 = none); keep: newest ones that stay."""
 
@@ -169,9 +212,13 @@ class TrainConfig(Section):
         batch_size: samples of one worker in one forward pass.
         accumulation: forward passes of one optimiser step.
         steps, epochs: length of the run; give one of them.
+        train: which parts are trained.
+        lora: low-rank adapters in place of training the language model whole. The stage then leaves ``adapter/`` beside
+            ``model/``, which holds the merged weights.
         loss: fields of ``padt.losses.LossSettings``.
         zero_stage: DeepSpeed ZeRO stage.
         workers: training processes; each holds one GPU if ``gpu`` is set.
+        gradient_checkpointing: parts that trade a second forward pass for memory.
         threads_per_worker: CPU threads of PyTorch in a worker (more than the free cores slows it down badly).
         max_failures: how often a worker group that died is restored from its last checkpoint.
         log_every: optimiser steps between metric records.
@@ -188,11 +235,13 @@ class TrainConfig(Section):
     epochs: float | None = Field(default=None, gt=0)
     seed: int = Field(default=42, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainedParts = TrainedParts()
+    lora: LoraConfig | None = None
     loss: dict[str, Any] = Field(default_factory=dict)
     prototype_warmup: PrototypeWarmupConfig = PrototypeWarmupConfig()
     precision: Literal["fp32", "bf16"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 2
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: RecomputeConfig = RecomputeConfig()
     attn_implementation: str = "auto"
     workers: int = Field(default=1, ge=1)
     gpu: bool = False
@@ -209,9 +258,22 @@ class TrainConfig(Section):
             raise ValueError("the length of the run is unclear: set either steps or epochs")
         return self
 
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _all_or_none(cls, value: Any) -> Any:
+        return dict.fromkeys(RecomputeConfig.model_fields, value) if isinstance(value, bool) else value
+
+    def trained_parts(self) -> dict[str, bool]:
+        """Part of the model -> whether its own weights are trained (``padt.adapters.set_trainable``)."""
+        parts = self.train.model_dump()
+        if parts["vision"] is None:
+            parts["vision"] = self.lora is None
+        parts["language"] = parts["language"] and self.lora is None
+        return parts
+
     def result_hash(self) -> str:
         """Hash of everything that shapes the resulting weights (not: where they go, how they are logged or retried)."""
-        left_out = {"output", "tracking", "checkpoint", "reader", "max_failures", "log_every"}
+        left_out = {"output", "tracking", "checkpoint", "reader", "max_failures", "log_every", "gradient_checkpointing"}
         tree = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 

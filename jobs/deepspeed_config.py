@@ -33,6 +33,16 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def prepare_deepspeed() -> None:
+    """Settle what DeepSpeed decides when it is first used: quiet logs, and no compiling on CPU."""
+    import deepspeed.ops
+    from deepspeed.utils import logger as deepspeed_logger
+
+    deepspeed_logger.setLevel(logging.WARNING)
+    # The shared-memory op serves inference only; building it would take 45 s and a compiler at the first run on CPU.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def build_engine(model: nn.Module, config: TrainConfig) -> tuple[Any, list[float]]:
     """Wrap a model into a DeepSpeed engine; torch.distributed must be up already (Ray Train does that).
 
@@ -40,13 +50,9 @@ def build_engine(model: nn.Module, config: TrainConfig) -> tuple[Any, list[float
         The engine, and the learning-rate factor of each parameter group.
     """
     import deepspeed
-    import deepspeed.ops
-    from deepspeed.utils import logger as deepspeed_logger
     from deepspeed.utils import set_z3_leaf_modules
 
-    deepspeed_logger.setLevel(logging.WARNING)
-    # The shared-memory op serves inference only; building it would take 45 s and a compiler at the first run on CPU.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    prepare_deepspeed()
     decoders = _object_decoders(model) if config.zero_stage == 3 else []
     for decoder in decoders:
         set_z3_leaf_modules(decoder, [type(decoder)])

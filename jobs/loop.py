@@ -9,13 +9,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from jobs import checkpoint, storage
-from jobs.config import TrainConfig
+from jobs.config import LoraConfig, TrainConfig
 from jobs.deepspeed_config import build_engine
 from jobs.optimizer import learning_rate, set_learning_rate
 from jobs.progress import Record
@@ -24,6 +24,9 @@ from padt.losses import LossSettings
 from padt.tasks import TaskOptions
 from pipelines.mixture import Plan
 from pipelines.reader import ReaderOptions, TrainingReader
+
+if TYPE_CHECKING:
+    from padt.adapters import LoraSettings
 
 logger = logging.getLogger(__name__)
 
@@ -133,15 +136,58 @@ def open_reader(job: TrainJob, rank: int, step: int) -> TrainingReader:
 
 
 def load_for_training(config: TrainConfig, device: torch.device) -> tuple[Any, Any]:
-    """Model (in fp32, or bf16 on request) and processor of a configuration."""
-    from padt.loading import load_model
+    """Model (in fp32, or bf16 on request; partitioned under ZeRO 3) and processor of a configuration.
 
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = load_model(config.model, dtype=dtype, device=device, attn_implementation=config.attn_implementation)
-    processor, model.processor = model.processor, None
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    What starts fresh comes from the configuration's seed, so it is the same on every rank and in every attempt.
+
+    Raises:
+        UserError: the model does not load, or the configuration names adapters or parts that it cannot have.
+    """
+    from padt.loading import load_model, load_processor
+
+    processor = load_processor(config.model)
+    torch.manual_seed(config.seed)
+    if config.zero_stage == 3:
+        from jobs.sharded import load_partitioned
+
+        return load_partitioned(config, device), processor
+    model = load_model(
+        config.model,
+        dtype=training_dtype(config),
+        device=device,
+        attn_implementation=config.attn_implementation,
+        with_processor=False,
+    )
+    prepare_for_training(model, config)
     return model, processor
+
+
+def training_dtype(config: TrainConfig) -> torch.dtype:
+    """Type of the weights in forward and backward; in bf16 DeepSpeed keeps fp32 copies for the optimiser."""
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def prepare_for_training(model: Any, config: TrainConfig, *, empty_adapters: bool = False) -> None:
+    """Attach adapters, freeze what is not trained, and switch gradient checkpointing, as a configuration says."""
+    from padt.adapters import attach, reset, set_trainable
+    from padt.model.checkpointing import set_checkpointing
+
+    if config.lora is not None:
+        attach(model, lora_settings(config.lora), empty=empty_adapters)
+        if not empty_adapters:
+            # Drawn from the seed alone, as the partitioned way does: a run starts alike at every ZeRO stage.
+            torch.manual_seed(config.seed)
+            reset(model)
+    set_trainable(model, **config.trained_parts())
+    set_checkpointing(model, **config.gradient_checkpointing.model_dump())
+
+
+def lora_settings(config: LoraConfig) -> "LoraSettings":
+    """The model library's settings of a ``lora`` section."""
+    from padt.adapters import LINEAR_TARGETS, LoraSettings
+
+    targets = tuple(config.targets or LINEAR_TARGETS)
+    return LoraSettings(rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=targets)
 
 
 @dataclass
@@ -180,6 +226,8 @@ class Session:
         self.step = 0
         self.samples = 0
         self._grad_norm: float | None = None
+        # Dropout of adapters: each rank draws its own; a checkpoint brings the state back.
+        torch.manual_seed(job.config.seed + 1 + rank)
 
     def note(self, text: str) -> None:
         """Send the driver a line of text (rank 0 only)."""
@@ -298,35 +346,23 @@ class Session:
             report(folder, self.step)
 
     def export(self) -> None:
-        """Write the trained model to ``<output>/model``. All ranks take part (ZeRO 3 gathers the weights)."""
-        config = self.job.config
-        if config.zero_stage == 3:
-            weights = gather_weights(self.engine.module, self.rank)
-            if self.rank == 0:
-                model, _ = load_for_training(config, torch.device("cpu"))
-                model.load_state_dict(weights)
-        else:
-            model = self.engine.module
-        if self.rank != 0:
-            return
+        """Write the trained model to ``<output>/model``; all ranks take part (ZeRO 3 gathers the weights).
+
+        With LoRA, ``model/`` holds the merged weights, and ``adapter/`` beside it the adapter alone.
+        """
+        from jobs.sharded import gather_weights, whole_model
+        from padt.adapters import merge, save_adapter
         from padt.loading import save_model
 
+        config = self.job.config
+        weights = gather_weights(self.engine.module, self.rank) if config.zero_stage == 3 else None
+        if self.rank != 0:
+            return
+        model = self.engine.module if weights is None else whole_model(config, weights)
         model.eval()
+        if config.lora is not None:
+            adapter = storage.join(config.output, "adapter")
+            storage.publish_folder(adapter, lambda folder: save_adapter(model, self.processor, folder, config.model))
+            merge(model)
         target = storage.join(config.output, "model")
         storage.publish_folder(target, lambda folder: save_model(model, self.processor, folder))
-
-
-def gather_weights(module: torch.nn.Module, rank: int) -> dict[str, torch.Tensor]:
-    """Whole weights of a ZeRO-3 module on rank 0 (empty elsewhere), one tensor at a time; all ranks must call it."""
-    import deepspeed
-
-    weights: dict[str, torch.Tensor] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        whole = hasattr(parameter, "ds_id")
-        with deepspeed.zero.GatheredParameters([parameter]) if whole else nullcontext():
-            if rank == 0:
-                weights[name] = parameter.detach().cpu().clone()
-    if rank == 0:
-        kept = set(module.state_dict().keys())
-        weights.update({name: b.detach().cpu().clone() for name, b in module.named_buffers() if name in kept})
-    return weights

@@ -28,7 +28,7 @@ def learning_rate(step: int, total: int, config: OptimizerConfig) -> float:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> tuple[list[dict[str, Any]], list[float]]:
-    """Split a model's parameters by learning-rate factor and weight decay; frozen ones stop needing gradients.
+    """Split a model's trained parameters by learning-rate factor and weight decay; ``freeze`` takes more out.
 
     Returns:
         Groups for ``torch.optim.AdamW``, and the learning-rate factor of each group.
@@ -42,12 +42,15 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> tuple[list[di
     for name, parameter in model.named_parameters():
         if any(re.search(pattern, name) for pattern in config.freeze):
             parameter.requires_grad_(False)
+        if not parameter.requires_grad:
             continue
         scale = next((factor for pattern, factor in config.lr_scale.items() if re.search(pattern, name)), 1.0)
-        decay = 0.0 if config.no_decay_1d and parameter.ndim < 2 else config.weight_decay
+        # ZeRO 3 leaves an empty tensor in a parameter's place, and its shape in ds_shape.
+        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        decay = 0.0 if config.no_decay_1d and dimensions < 2 else config.weight_decay
         groups.setdefault((scale, decay), []).append(parameter)
     if not groups:
-        raise UserError("optimizer.freeze leaves nothing to train: remove a pattern.")
+        raise UserError("Nothing is left to train: remove a pattern from optimizer.freeze, or set a part under train.")
     return [{"params": p, "weight_decay": decay} for (_, decay), p in groups.items()], [scale for scale, _ in groups]
 
 

@@ -102,10 +102,12 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
     Raises:
         UserError: model folder or data set missing or not fitting.
     """
-    from jobs.loop import loss_settings
+    from jobs.loop import lora_settings, loss_settings
     from padt.loading import load_processor
 
     loss_settings(config)
+    if config.lora is not None:
+        lora_settings(config.lora)
     processor = load_processor(config.model)
     plan = make_plan(
         _specs(config),

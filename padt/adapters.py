@@ -25,6 +25,7 @@ from padt.model.modeling import PaDTForConditionalGeneration
 from padt.processor import read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+# The linear maps of a layer of the language model.
 LINEAR_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Prefixes of the parameters of each part of the model.
 PARTS = {
@@ -48,13 +49,25 @@ class LoraSettings:
         rank: inner width.
         alpha: scale.
         dropout: share of an adapter's inputs that are dropped in training.
-        targets: names of linear maps inside each layer of the language model.
+        targets: linear maps of each layer of the language model, of ``LINEAR_TARGETS``.
+
+    Raises:
+        UserError: a target is unknown (names the nearest), or there is none.
     """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
     targets: tuple[str, ...] = LINEAR_TARGETS
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UserError(f"lora.targets is empty: name at least one of {', '.join(LINEAR_TARGETS)}.")
+        for target in self.targets:
+            if target not in LINEAR_TARGETS:
+                near = difflib.get_close_matches(target, LINEAR_TARGETS, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(LINEAR_TARGETS)}."
+                raise UserError(f"lora.targets names {target!r}, which no layer of the language model has: {hint}")
 
 
 def attach(model: PaDTForConditionalGeneration, settings: LoraSettings, *, empty: bool = False) -> None:
@@ -68,12 +81,11 @@ def attach(model: PaDTForConditionalGeneration, settings: LoraSettings, *, empty
         empty: make the adapters on the meta device, to be filled by the caller.
 
     Raises:
-        UserError: peft is missing, the model has adapters already, or a target is not there (names the nearest).
+        UserError: peft is missing, or the model has adapters already.
     """
     peft = _peft()
     if has_adapters(model):
         raise UserError("The model has LoRA adapters already: merge them first (padt.adapters.merge).")
-    _check_targets(model, settings.targets)
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -83,6 +95,13 @@ def attach(model: PaDTForConditionalGeneration, settings: LoraSettings, *, empty
         bias="none",
     )
     peft.inject_adapter_in_model(config, model, adapter_name=_NAME, low_cpu_mem_usage=empty)
+
+
+def reset(module: nn.Module) -> None:
+    """Draw the first values of all adapters in a module, in its order, from torch's generator: their updates are 0."""
+    for part in module.modules():
+        if hasattr(part, "reset_lora_parameters"):
+            part.reset_lora_parameters(_NAME, True)
 
 
 def set_trainable(
@@ -271,18 +290,6 @@ def _model_key(key: str) -> str:
     return re.sub(r"(\.lora_[A-Za-z_]+)\.", rf"\1.{_NAME}.", key.removeprefix(_PEFT_PREFIX))
 
 
-def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    known = sorted({name.rpartition(".")[2] for name in names if re.match(_LAYERS, name)})
-    if not targets:
-        raise UserError(f"lora.targets is empty: name at least one of {', '.join(known)}.")
-    for target in targets:
-        if target not in known:
-            near = difflib.get_close_matches(target, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
-            raise UserError(f"lora.targets names {target!r}, which no layer of the language model has: {hint}")
-
-
 __all__ = [
     "LINEAR_TARGETS",
     "LoraSettings",
@@ -293,6 +300,7 @@ __all__ = [
     "load_adapter",
     "load_merged",
     "merge",
+    "reset",
     "save_adapter",
     "set_trainable",
 ]

@@ -48,6 +48,6 @@ def test_patterns_that_fit_nothing_are_errors():
     # A frozen part that is silently trained, because its name changed, is found too late.
     with pytest.raises(UserError, match="fits no parameter"):
         parameter_groups(nn.Linear(1, 1), OptimizerConfig(freeze=["visual"]))
-    with pytest.raises(UserError, match="nothing to train"):
+    with pytest.raises(UserError, match="Nothing is left to train"):
         parameter_groups(nn.Linear(1, 1), OptimizerConfig(freeze=["."]))
     assert torch.is_grad_enabled()

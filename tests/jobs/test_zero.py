@@ -1,18 +1,37 @@
-"""The loop on two ranks and every ZeRO stage, without Ray: one rank has no objects; checkpoints are resumed."""
+"""The loop on two ranks and every ZeRO stage, without Ray: one rank has no objects; checkpoints are resumed.
+
+Gradient checkpointing and LoRA take part, since both add module calls that ranks must make alike.
+"""
 
 import os
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing
 
+from padt.loading import load_model
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.mini_set import scene_row, write_set
 
 STEPS, BREAK = 4, 2
+LORA = {"lora": {"rank": 4, "dropout": 0.1}, "gradient_checkpointing": True}
+# Name, and what differs from ZeRO 0 in fp32.
+RUNS: dict[str, dict[str, Any]] = {
+    "zero 0": {},
+    "zero 1": {"zero_stage": 1, "gradient_checkpointing": True},
+    "zero 2": {"zero_stage": 2},
+    "zero 3": {"zero_stage": 3, "gradient_checkpointing": True},
+    "zero 2 bf16": {"zero_stage": 2, "precision": "bf16"},
+    "zero 3 bf16": {"zero_stage": 3, "precision": "bf16"},
+    "lora, zero 2": {"zero_stage": 2, **LORA},
+    "lora, zero 3": {"zero_stage": 3, **LORA},
+}
+RESUMED = ("zero 0", "zero 2 bf16", "zero 3", "lora, zero 2", "lora, zero 3")
+ALIKE = ("zero 0", "zero 1", "zero 2", "zero 3"), ("lora, zero 2", "lora, zero 3")
 
 
 class Batches:
@@ -28,14 +47,13 @@ class Batches:
         pass
 
 
-def rank_main(rank: int, port: int, model: str, url: str, folder: str, stages: list[tuple[int, str]]) -> None:
+def rank_main(rank: int, port: int, model: str, url: str, folder: str) -> None:
     import torch.distributed as dist
 
     from jobs.config import TrainConfig, build_config
     from jobs.deepspeed_config import build_engine
     from jobs.loop import Session, TrainJob, load_for_training
     from padt.batch import collate
-    from padt.loading import load_model
     from padt.tasks import TaskOptions
     from pipelines.reader import SampleSource
 
@@ -43,12 +61,12 @@ def rank_main(rank: int, port: int, model: str, url: str, folder: str, stages: l
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2")  # Ray Train sets these
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 
-    def session(stage: int, precision: str, name: str) -> Session:
+    def session(changes: dict[str, Any], name: str) -> Session:
         from jobs.train import prepare_job
 
         tree = {"model": model, "output": f"{folder}/{name}", "data": {"sets": [{"url": url, "tasks": {"refer": 1}}]}}
-        tree |= {"steps": STEPS, "batch_size": 2, "workers": 2, "zero_stage": stage, "precision": precision}
-        tree |= {"optimizer": {"lr": 1e-2}, "checkpoint": {"every": BREAK}, "log_every": 1}
+        tree |= {"steps": STEPS, "batch_size": 2, "workers": 2, "zero_stage": 0, "precision": "fp32"}
+        tree |= {"optimizer": {"lr": 1e-2}, "checkpoint": {"every": BREAK}, "log_every": 1, **changes}
         config = build_config(TrainConfig, tree)
         job = TrainJob(config, prepare_job(config)[0], STEPS, warm_steps=1)
         loaded, processor = load_for_training(config, torch.device("cpu"))
@@ -66,30 +84,25 @@ def rank_main(rank: int, port: int, model: str, url: str, folder: str, stages: l
         assert all(bool(sample.groups) == (rank == 1) for sample in encoded)
         return [collate(encoded[2 * i : 2 * i + 2], of.processor.pad_token_id) for i in range(STEPS)]
 
-    for stage, precision in stages:
-        merged = Path(folder) / f"checkpoint-{stage}-{precision}"
+    for name, changes in RUNS.items():
+        merged = Path(folder) / f"checkpoint {name}"
 
         def report(part: Path, step: int, merged: Path = merged) -> None:
             shutil.copytree(part, merged, dirs_exist_ok=True)
             dist.barrier()
 
-        whole = session(stage, precision, f"whole-{stage}-{precision}")
+        whole = session(changes, f"whole {name}")
         data = batches(whole)
         whole.run(Batches(data, 0), report)
         whole.export()
-        resumed = session(stage, precision, f"resumed-{stage}-{precision}")
+        if name not in RESUMED:
+            continue
+        resumed = session(changes, f"resumed {name}")
         resumed.restore(merged)
         assert resumed.step == BREAK
         resumed.run(Batches(data, BREAK), report)
         resumed.export()
         dist.barrier()
-    if rank == 0:
-        weights = {}
-        for stage, precision in stages:
-            for kind in ("whole", "resumed"):
-                saved = load_model(f"{folder}/{kind}-{stage}-{precision}/model", dtype=torch.float32)
-                weights[f"{kind}-{stage}-{precision}"] = saved.state_dict()
-        torch.save(weights, f"{folder}/weights.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -111,16 +124,28 @@ def test_all_stages_train_alike_with_a_rank_without_objects(tmp_path):
         {"ref_id": i, "sent_id": i, "text": "the circle", "objects": [i % len(full["objects"])]} for i in range(8)
     ]
     url = write_set(tmp_path / "set", [empty, full])
-    stages = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16")]
-    torch.multiprocessing.spawn(rank_main, args=(free_port(), model, url, str(tmp_path), stages), nprocs=2, join=True)
-    weights = torch.load(tmp_path / "weights.pt")
-    start = torch.load(tmp_path / "weights.pt")["whole-0-fp32"]
-    assert all(torch.isfinite(value).all() for state in weights.values() for value in state.values())
-    for stage, precision in stages:
-        whole, resumed = weights[f"whole-{stage}-{precision}"], weights[f"resumed-{stage}-{precision}"]
+    torch.multiprocessing.spawn(rank_main, args=(free_port(), model, url, str(tmp_path)), nprocs=2, join=True)
+
+    def weights(kind: str, name: str) -> dict[str, torch.Tensor]:
+        return load_model(tmp_path / f"{kind} {name}" / "model", dtype=torch.float32, device="cpu").state_dict()
+
+    for name in RUNS:
+        assert all(torch.isfinite(value).all() for value in weights("whole", name).values()), name
+    for name in RESUMED:
+        whole, resumed = weights("whole", name), weights("resumed", name)
         # Resuming from a checkpoint is bit-identical to never having stopped.
-        assert all(torch.equal(whole[name], resumed[name]) for name in whole), (stage, precision)
-        if precision == "fp32":
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
+    for first, *others in ALIKE:
+        start = weights("whole", first)
+        for name in others:
             # Every stage does the same arithmetic, up to the order of sums.
-            worst = max(float((whole[name] - start[name]).abs().max()) for name in whole)
-            assert worst < 2e-3, (stage, worst)
+            worst = max(float((value - start[key]).abs().max()) for key, value in weights("whole", name).items())
+            assert worst < 2e-3, (name, worst)
+    base, tuned = load_model(model, device="cpu").state_dict(), weights("whole", "lora, zero 3")
+    assert torch.equal(base["model.visual.merger.ln_q.weight"], tuned["model.visual.merger.ln_q.weight"])
+    changed = {key.split(".")[0] for key in base if not torch.equal(base[key], tuned[key])}
+    assert changed == {"model", "vis_norm", "vis_proj", "vl_decoder"}
+    for name in ("lora, zero 2", "lora, zero 3"):
+        merged = load_model(tmp_path / f"whole {name}" / "adapter", device="cpu").state_dict()
+        model_weights = weights("whole", name)
+        assert all(torch.allclose(merged[key], model_weights[key], atol=1e-6) for key in merged), name

@@ -121,7 +121,7 @@ def test_adapters_that_do_not_fit_are_refused_by_name(tmp_path):
 def test_wrong_uses_say_what_to_do(tmp_path):
     model = copy.deepcopy(tiny_model())
     with pytest.raises(UserError, match="'q_prj'.*did you mean q_proj"):
-        attach(model, LoraSettings(targets=("q_prj",)))
+        LoraSettings(targets=("q_prj",))
     with pytest.raises(UserError, match="no LoRA adapters to save"):
         save_adapter(model, model.processor, tmp_path / "adapter", "base")
     attach(model, SETTINGS)
