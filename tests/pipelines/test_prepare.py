@@ -13,10 +13,11 @@ from pycocotools.coco import COCO
 from padt import rle
 from padt.errors import UserError
 from padt.image import ResizePolicy
-from padt.patches import unpack_patches
+from padt.patches import coverage_of_rle, foreground
 from pipelines.images import ImageFolders
 from pipelines.index import load_index
 from pipelines.manifest import Manifest
+from pipelines.masks import mask_of
 from pipelines.plan import PlannedImage, cut_shards
 from pipelines.prepare import PrepareOptions, execute_here, execute_on_ray, prepare
 from pipelines.schema import REJECT_REASONS, REJECT_SCHEMA, SHARD_SCHEMA
@@ -66,25 +67,25 @@ def test_real_coco_arrives_whole(samples, tmp_path, split):
     assert crowds >= 5
 
 
-def test_patches_of_real_objects_are_those_of_resize_and_mean(samples, tmp_path):
-    """The released rule (mask resized to whole patches, then the mean of each) on real masks: 99.5 % the same.
+def test_patches_of_real_objects_are_those_of_resize_and_mean(samples):
+    """The released rule (mask resized to whole patches, then the mean of each cell) on real masks: 99.9 % the same.
 
-    What differs is a patch whose share is next to 1/28: interpolation counts pixels at a cell's edge for both sides.
+    Exact areas and interpolation could differ in a patch that is covered by 1/28 almost exactly. Of these 770 objects
+    (and the 40 of the released fixture, see tests/padt/test_patches.py) none has such a patch.
     """
     cv2 = pytest.importorskip("cv2")
-    prepare_here(coco_options(samples, "train", tmp_path / "set"))
     same = total = 0
-    for row in rows_of(tmp_path / "set"):
-        size = (row["grid_h"], row["grid_w"])
-        for item in row["objects"]:
-            resized = cv2.resize(rle.decode(item["rle"]).astype(np.float32), (size[1] * 28, size[0] * 28))
-            shares = resized.reshape(size[0], 28, size[1], 28).mean(axis=(1, 3))
-            ours = unpack_patches(item["patches"], size[0] * size[1]).reshape(size)
-            differs = ours != (shares >= 1 / 28)
-            assert differs.sum() <= 1 and np.all(np.abs(shares[differs] * 28 - 1) < 0.1)
-            same += not differs.any()
+    for split in ("train", "val"):
+        source = json.loads((samples / "coco" / "annotations" / f"instances_{split}2017.json").read_text())
+        sizes = {image["id"]: (image["height"], image["width"]) for image in source["images"]}
+        for item in source["annotations"]:
+            mask, _ = mask_of(item["segmentation"], *sizes[item["image_id"]])
+            rows, columns = ResizePolicy().grid(*sizes[item["image_id"]])
+            resized = cv2.resize(rle.decode(mask).astype(np.float32), (columns * 28, rows * 28))
+            shares = resized.reshape(rows, 28, columns, 28).mean(axis=(1, 3))
+            same += bool(np.array_equal(foreground(coverage_of_rle(mask, rows, columns)), shares > 1 / 28))
             total += 1
-    assert total == 422 and same >= 0.995 * total
+    assert total == 770 and same >= 0.999 * total
 
 
 def test_shards_have_the_schema_of_the_contract_and_small_row_groups(samples, tmp_path):
