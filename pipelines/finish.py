@@ -4,8 +4,20 @@ from collections import Counter
 from collections.abc import Sequence
 
 import padt
-from pipelines.manifest import Category, Counts, Manifest, ResizeLimits, ShardInfo, SourceFile, fingerprint
+from pipelines.exclude import EXCLUSION_REASONS, Exclusion
+from pipelines.manifest import (
+    Category,
+    ComparedSet,
+    Counts,
+    ExcludedSet,
+    Manifest,
+    ResizeLimits,
+    ShardInfo,
+    SourceFile,
+    fingerprint,
+)
 from pipelines.options import PrepareOptions
+from pipelines.overlap import SetImages, compare, duplicates, images_of
 from pipelines.plan import WORK, SetPlan
 from pipelines.report import write_report
 from pipelines.schema import REJECT_KINDS, SCHEMA_VERSION
@@ -14,7 +26,12 @@ from pipelines.storage import Folder
 
 
 def finish(
-    options: PrepareOptions, plan: SetPlan, tasks: Sequence[ShardTask], results: Sequence[ShardResult]
+    options: PrepareOptions,
+    plan: SetPlan,
+    tasks: Sequence[ShardTask],
+    results: Sequence[ShardResult],
+    exclusion: Exclusion | None = None,
+    against: Sequence[SetImages] = (),
 ) -> Manifest:
     """Write report and manifest of a set whose shards are complete, and remove what was only needed on the way.
 
@@ -23,6 +40,8 @@ def finish(
         plan: what was planned.
         tasks: of all shards, in order.
         results: of all shards, in order.
+        exclusion: images that were left out.
+        against: sets to compare the finished one with.
     """
     folder = Folder(options.out)
     shards = tuple(
@@ -42,12 +61,15 @@ def finish(
         statistics=_statistics(results),
         sources=tuple(SourceFile(**each) for each in plan.sources),
         shards=shards,
+        exclusions=_exclusions(exclusion, results),
         plan=plan.hash,
         fingerprint=fingerprint(options.policy, categories, shards, options.set_name),
     )
+    manifest = _compared(options.out, manifest, against)
     write_report(options.out, manifest)
     folder.sweep("shards")
     folder.sweep("rejected")
+    folder.sweep("excluded")
     manifest.write(options.out)
     folder.remove(WORK)
     return manifest
@@ -73,17 +95,54 @@ def _counts(plan: SetPlan, results: Sequence[ShardResult]) -> Counts:
         rejected={kind: rejected.get(kind, 0) for kind in REJECT_KINDS},
         rejects=total("rejects", plan.rejects),
         repairs=total("repairs", plan.repairs),
+        excluded=total("excluded"),
     )
     _check_sums(counts)
     return counts
 
 
+def _exclusions(exclusion: Exclusion | None, results: Sequence[ShardResult]) -> tuple[ExcludedSet, ...]:
+    if exclusion is None:
+        return ()
+    removed: Counter[str] = sum((result.exclusions for result in results), Counter())
+    return tuple(
+        each.model_copy(update={"removed": {reason: removed[f"{number} {reason}"] for reason in EXCLUSION_REASONS}})
+        for number, each in enumerate(exclusion.sets)
+    )
+
+
+def _compared(url: str, manifest: Manifest, against: Sequence[SetImages]) -> Manifest:
+    """The manifest with what the set holds twice, and what it shares with others."""
+    images = images_of(url, manifest)
+    twice = duplicates(images)
+    found = {"same_bytes": twice.same_bytes, "same_look": twice.same_look}
+    compared = []
+    for other in against:
+        overlap = compare(images, other)
+        compared.append(
+            ComparedSet(
+                name=other.name,
+                url=other.url,
+                fingerprint=other.fingerprint,
+                images=len(other),
+                shared=overlap.shared,
+                examples=overlap.examples,
+            )
+        )
+    changes = {
+        "statistics": manifest.statistics | {"duplicates": found},
+        "duplicates": twice.examples,
+        "compared": tuple(compared),
+    }
+    return manifest.model_copy(update=changes)
+
+
 def _check_sums(counts: Counts) -> None:
-    for kind, came_in, kept, rejected in counts.by_kind():
-        if came_in != kept + rejected:
+    for kind, came_in, kept, rejected, excluded in counts.by_kind():
+        if came_in != kept + rejected + excluded:
             raise RuntimeError(
-                f"{came_in} {kind}s came in, {kept} were kept and {rejected} rejected: the counts do "
-                "not add up. This is a fault of padt; please report it with the source files."
+                f"{came_in} {kind}s came in, {kept} were kept, {rejected} rejected and {excluded} excluded: the counts "
+                "do not add up. This is a fault of padt; please report it with the source files."
             )
 
 

@@ -11,8 +11,8 @@ LOOK_BITS = 128
 NEAR_BITS = 6
 """Looks that differ in at most this many of their bits are taken for the same picture.
 
-Measured on 80 photographs of COCO: copies saved again as JPEG (quality 95 to 50) or WebP, or at half the size, differ in
-1 to 3 bits on average and nearly all in at most 7; two different photographs in at least 27.
+Measured on 80 photographs of COCO: copies saved again as JPEG (quality 95 to 50) or WebP, or at half the size, differ
+in 1 to 3 bits on average and nearly all in at most 7; two different photographs in at least 27.
 """
 
 _SIDE = 8

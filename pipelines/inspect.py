@@ -74,14 +74,22 @@ def inspect(url: str, key: str | None = None, count: int = 4, out: str | None = 
         url=url,
         manifest=manifest,
         facts=_facts(manifest),
-        kept=[(f"{kind}s", came_in, kept, lost) for kind, came_in, kept, lost in counts.by_kind()],
+        kept=[(f"{kind}s", came_in, kept, lost) for kind, came_in, kept, lost, _ in counts.by_kind()],
         rejects=[(name, n, REJECT_REASONS[name]) for name, n in sorted(counts.rejects.items(), key=lambda x: -x[1])],
         repairs=sorted(counts.repairs.items()),
         classes=list(manifest.statistics.get("classes", {}).items()),
-        rows=[{**row, "image": {**row["image"], "bytes": None}} for row in rows],
+        rows=[_without_bytes(row) for row in rows],
         picture=picture,
         picture_path=out,
     )
+
+
+def _without_bytes(row: dict[str, Any]) -> dict[str, Any]:
+    def light(image: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if image is None else {**image, "bytes": None}
+
+    more = [light(image) for image in row.get("more_images") or ()]
+    return {**row, "image": light(row["image"]), "more_images": more}
 
 
 def _columns(count: int) -> int:

@@ -47,10 +47,10 @@ class SourceFile(_Strict):
 
 
 class Counts(_Strict):
-    """How many things there are. For each kind, ``input`` = kept + ``rejected``.
+    """How many things there are. For each kind, ``input`` = kept + ``rejected`` + ``excluded``.
 
     Attributes:
-        rows: rows kept: one for each image, or for each conversation.
+        rows: rows kept: one for each image, or for each conversation with its images, if any.
         objects: objects kept; ``objects_with_patches`` of them have at least one foreground patch.
         references: sentences kept.
         captions: captions kept.
@@ -59,6 +59,7 @@ class Counts(_Strict):
         rejected: what was rejected, by kind.
         rejects: what was rejected, by reason.
         repairs: what was put right, by repair.
+        excluded: what was left out because another set holds its image, by kind; ``Manifest.exclusions`` says which.
     """
 
     rows: int
@@ -71,21 +72,57 @@ class Counts(_Strict):
     rejected: dict[str, int]
     rejects: dict[str, int]
     repairs: dict[str, int]
+    excluded: dict[str, int] = Field(default_factory=dict)
 
-    def by_kind(self) -> list[tuple[str, int, int, int]]:
-        """Kind, number in the sources, kept, rejected; kinds that the sources know nothing of are left out."""
+    def by_kind(self) -> list[tuple[str, int, int, int, int]]:
+        """Kind, number in the sources, kept, rejected, excluded; without kinds that the sources know nothing of."""
         kept = {
-            "image": self.rows - self.conversations,
+            "image": self.rows,
             "object": self.objects,
             "reference": self.references,
             "caption": self.captions,
             "conversation": self.conversations,
         }
         return [
-            (kind, self.input.get(kind, 0), kept[kind], self.rejected.get(kind, 0))
+            (kind, self.input.get(kind, 0), kept[kind], self.rejected.get(kind, 0), self.excluded.get(kind, 0))
             for kind in REJECT_KINDS
             if kind != "conversation" or self.input.get(kind)
         ]
+
+
+class ExcludedSet(_Strict):
+    """A set whose images were to be left out (``--exclude``).
+
+    Attributes:
+        name: name of the set with its split.
+        url: where it was.
+        fingerprint: of its content.
+        images: how many images it names.
+        removed: images left out, by reason (``pipelines.exclude.EXCLUSION_REASONS``); each counts for one set.
+    """
+
+    name: str
+    url: str
+    fingerprint: str
+    images: int
+    removed: dict[str, int] = Field(default_factory=dict)
+
+
+class ComparedSet(_Strict):
+    """A set that was compared with this one when it was made (``--against``), and what the two share.
+
+    Attributes:
+        name, url, fingerprint, images: as of ``ExcludedSet``.
+        shared: images of this set that the other holds too, by ``pipelines.overlap.SAME``.
+        examples: pairs of keys.
+    """
+
+    name: str
+    url: str
+    fingerprint: str
+    images: int
+    shared: dict[str, int]
+    examples: tuple[tuple[str, str], ...] = ()
 
 
 class ResizeLimits(_Strict):
@@ -111,6 +148,9 @@ class Manifest(_Strict):
         statistics: histograms for tables and reports (``classes``, ``objects_per_image``, ``patches_per_object``).
         sources: the files that the set was made from.
         shards: the Parquet files, in order.
+        exclusions: sets whose images were left out, with counts.
+        compared: sets that this one was compared with, and what they share.
+        duplicates: groups of keys whose images are the same, a few of them.
         plan: hash of the sources and options; a rerun with the same ones finds the set finished.
         fingerprint: hash of the content; equal for equal sets wherever they lie.
     """
@@ -126,6 +166,9 @@ class Manifest(_Strict):
     statistics: dict[str, dict[str, int]] = Field(default_factory=dict)
     sources: tuple[SourceFile, ...]
     shards: tuple[ShardInfo, ...]
+    exclusions: tuple[ExcludedSet, ...] = ()
+    compared: tuple[ComparedSet, ...] = ()
+    duplicates: tuple[tuple[str, ...], ...] = ()
     plan: str
     fingerprint: str
 

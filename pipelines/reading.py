@@ -1,5 +1,6 @@
 """Single rows of a prepared data set, read without touching more than their row group."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,23 @@ def read_row(url: str, manifest: Manifest, shard: int, row: int) -> dict[str, An
                 return file.read_row_group(group).slice(row, 1).to_pylist()[0]
             row -= rows
     raise IndexError(f"shard {shard} has no such row")
+
+
+def read_columns(url: str, manifest: Manifest, shard: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a shard; those that it was written without are left out.
+
+    Args:
+        url: folder of the set.
+        manifest: its manifest.
+        shard: number of the shard.
+        columns: names, dotted for parts of a column (``image.path``).
+
+    Raises:
+        UserError: the shard is missing or damaged.
+    """
+    with _Shard(url, manifest, shard) as file:
+        names = set(file.schema_arrow.names)
+        return file.read(columns=[column for column in columns if column.partition(".")[0] in names])
 
 
 def spread_rows(url: str, manifest: Manifest, count: int) -> list[dict[str, Any]]:

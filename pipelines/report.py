@@ -85,7 +85,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def _counts(manifest: Manifest) -> str:
     counts = manifest.counts
-    rows = [(f"{kind}s", came_in, kept, lost) for kind, came_in, kept, lost in counts.by_kind()]
+    rows = [(f"{kind}s", came_in, kept, lost) for kind, came_in, kept, lost, _ in counts.by_kind()]
     bare = counts.objects - counts.objects_with_patches
     return _table(("", "in the sources", "kept", "rejected"), rows) + (
         f"<p>{_text(bare)} of the {_text(counts.objects)} objects are too small to have a foreground patch: "

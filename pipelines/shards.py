@@ -6,7 +6,7 @@ the same file.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 
 from padt.errors import ImageError
 from padt.patches import unpack_patches
+from pipelines.exclude import Exclusion
+from pipelines.hashes import source_id
 from pipelines.images import read_image
 from pipelines.plan import WORK, read_group
 from pipelines.rows import RowContext, build_row
 from pipelines.schema import REJECT_SCHEMA, SHARD_SCHEMA, leaf_columns
-from pipelines.sources.base import Reject
+from pipelines.sources.base import Piece, Reject
 from pipelines.storage import Folder
 
 ROW_GROUP_ROWS = 8
@@ -39,12 +41,14 @@ class ShardTask:
         number: of the shard.
         count: of all shards.
         context: what all rows share.
+        exclusion: images that are left out.
     """
 
     out: str
     number: int
     count: int
     context: RowContext
+    exclusion: Exclusion | None = None
 
     @property
     def path(self) -> str:
@@ -55,6 +59,11 @@ class ShardTask:
     def rejects_path(self) -> str:
         """Path of the shard's rejects below the set's folder."""
         return f"rejected/{self._stem}.parquet"
+
+    @property
+    def excluded_path(self) -> str:
+        """Path of the list of the shard's excluded images below the set's folder."""
+        return f"excluded/{self._stem}.parquet"
 
     @property
     def marker(self) -> str:
@@ -79,6 +88,9 @@ class ShardResult:
         repairs: repairs by name.
         statistics: histograms: ``classes``, ``objects_per_image``, ``patches_per_object``.
         rejects_bytes: size of the file of rejects; None where there is none.
+        excluded: what was left out with excluded images, by kind.
+        exclusions: excluded images by ``"NUMBER REASON"``: place of the set in ``Exclusion.sets``, and why.
+        excluded_bytes: size of the list of excluded images; None where there is none.
     """
 
     number: int
@@ -91,6 +103,9 @@ class ShardResult:
     repairs: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, Counter[str]] = field(default_factory=dict)
     rejects_bytes: int | None = None
+    excluded: Counter[str] = field(default_factory=Counter)
+    exclusions: Counter[str] = field(default_factory=Counter)
+    excluded_bytes: int | None = None
 
     def to_json(self) -> str:
         """The result as text, as the marker stores it and as Ray passes it on."""
@@ -100,7 +115,7 @@ class ShardResult:
     def from_json(cls, text: str) -> "ShardResult":
         """The result, read back."""
         content = json.loads(text)
-        for name in ("counts", "rejected", "rejects", "repairs"):
+        for name in ("counts", "rejected", "rejects", "repairs", "excluded", "exclusions"):
             content[name] = Counter(content[name])
         content["statistics"] = {name: Counter(values) for name, values in content["statistics"].items()}
         return cls(**content)
@@ -113,9 +128,9 @@ def finished(task: ShardTask) -> ShardResult | None:
         result = ShardResult.from_json(folder.read(task.marker).decode())
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    whole = folder.size(task.path) == result.bytes
-    if result.rejects_bytes is not None:
-        whole = whole and folder.size(task.rejects_path) == result.rejects_bytes
+    files = [(task.path, result.bytes), (task.rejects_path, result.rejects_bytes)]
+    files.append((task.excluded_path, result.excluded_bytes))
+    whole = all(size is None or folder.size(path) == size for path, size in files)
     return result if whole else None
 
 
@@ -124,15 +139,18 @@ def write_shard(task: ShardTask) -> ShardResult:
     folder = Folder(task.out)
     result = ShardResult(task.number, statistics={name: Counter() for name in _STATISTICS})
     rejects: list[Reject] = []
+    excluded: list[Reject] = []
     with folder.writing(task.path) as file:
         with _writer(file) as writer:
-            for rows in _batches(_rows(folder, task, result, rejects)):
+            for rows in _batches(_rows(folder, task, result, rejects, excluded)):
                 writer.write_table(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA), row_group_size=ROW_GROUP_ROWS)
         result.bytes, result.sha256 = file.bytes, file.sha256
     result.rejected.update(reject.kind for reject in rejects)
     result.rejects.update(reject.reason for reject in rejects)
     if rejects:
         result.rejects_bytes = write_rejects(folder, task.rejects_path, rejects, task.context)
+    if excluded:
+        result.excluded_bytes = write_rejects(folder, task.excluded_path, excluded, task.context)
     folder.write(task.marker, result.to_json().encode())
     return result
 
@@ -155,21 +173,44 @@ def write_rejects(folder: Folder, path: str, rejects: Iterable[Reject], context:
     return file.bytes
 
 
-def _rows(folder: Folder, task: ShardTask, result: ShardResult, rejects: list[Reject]) -> Iterator[dict[str, Any]]:
+def _rows(
+    folder: Folder, task: ShardTask, result: ShardResult, rejects: list[Reject], excluded: list[Reject]
+) -> Iterator[dict[str, Any]]:
     group = read_group(folder, task.number)
+    unwanted = task.exclusion
     for image in group.images:
-        content: bytes | ImageError
+        image_id, pieces = image.entry.image_id, group.pieces.pop(image.entry.image_id)
+        if unwanted is not None:
+            owner = unwanted.by_id(source_id(task.context.key(image_id), image.entry.file_name))
+            if owner is not None:
+                excluded.append(_excluded(image_id, pieces, "same_source_id", owner, unwanted, result))
+                continue
+        content: bytes | ImageError | None
+        more: list[tuple[str, bytes]] = []
         try:
-            content = read_image(image.url)
+            content = read_image(image.url) if image.url else None
+            more = [(url, read_image(url)) for url in image.more]
         except ImageError as error:
             content = error
-        pieces = group.pieces.pop(image.entry.image_id)
-        built = build_row(image.entry, image.url, content, pieces, task.context, group.grids)
+        built = build_row(image.entry, image.url, content, pieces, task.context, group.grids, more)
+        if unwanted is not None and built.row is not None:
+            found = unwanted.by_content(built.row["sha256"], built.row["look"])
+            if found is not None:
+                excluded.append(_excluded(image_id, pieces, *found, unwanted, result))
+                continue
         rejects.extend(built.rejects)
         result.repairs.update({name: count for name, count in built.repairs.items() if count})
         if built.row is not None:
             _count(built.row, result)
             yield built.row
+
+
+def _excluded(
+    image_id: str, pieces: Sequence[Piece], reason: str, owner: int, unwanted: Exclusion, result: ShardResult
+) -> Reject:
+    result.excluded.update(["image", *(piece.kind for piece in pieces)])
+    result.exclusions[f"{owner} {reason}"] += 1
+    return Reject(image_id, "image", reason, f"{unwanted.sets[owner].name} ({unwanted.sets[owner].url})")
 
 
 _STATISTICS = ("classes", "objects_per_image", "patches_per_object")
@@ -183,6 +224,7 @@ def _count(row: dict[str, Any], result: ShardResult) -> None:
     result.counts["objects_with_patches"] += sum(count > 0 for count in patches)
     result.counts["references"] += len(row["references"])
     result.counts["captions"] += len(row["captions"])
+    result.counts["conversations"] += bool(row["messages"])
     result.statistics["classes"].update(item["label"] for item in row["objects"])
     result.statistics["objects_per_image"].update([str(len(patches))])
     result.statistics["patches_per_object"].update(str(count) for count in patches)
