@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from padt.config import PaDTConfig
+from padt.config import Layout, PaDTConfig
 from padt.errors import UserError
 from padt.hub import is_hub_id
 
@@ -29,6 +29,35 @@ _LICENSES = (
     ),
     ("Qwen/Qwen2.5-VL-7B", {"license": "apache-2.0"}),
     ("PaDT-MLLM/", {"license": "apache-2.0"}),
+)
+# By whether it is plain Qwen2.5-VL.
+_WHAT_IT_IS = (
+    "A Qwen2.5-VL model that answers with pieces of the picture: its answers hold Visual Reference Tokens, each for "
+    "one 28x28-pixel patch of the image, and an object decoder turns each group of them into a box, a mask and a score "
+    "(Patch-as-Decodable-Token, arXiv 2510.01954).",
+    "The vision tower and the language model of a PaDT model (arXiv 2510.01954), without its prototypes and its object "
+    "decoder: it answers with words.",
+)
+_LOADING: dict[str, str] = {
+    "padt": '```python\nimport padt\n\nmodel = padt.load_model("THIS_FOLDER")\n'
+    '(answer,) = model.predict(["photo.jpg"], ["Please describe this image."])\nprint(answer.text)\n```\n\n'
+    "or, after `padt.register()`, with `AutoModelForImageTextToText` and `AutoProcessor` of transformers 5. Code "
+    "that only knows Qwen2.5-VL does not read this folder; `padt export` writes one that it does.",
+    "released": "With the released PaDT code, or with `padt.load_model`. Plain transformers takes it for Qwen2.5-VL "
+    "and leaves the object decoder out.",
+    "hub": "With `Qwen2_5_VLForConditionalGeneration` and `AutoProcessor` of transformers. `padt.load_model` takes it "
+    "as a base for training.",
+}
+_USE = (
+    "Detection of named classes, boxes and masks of what a sentence refers to, and captions grounded in the picture. "
+    "A score says how well box and object agree, not how certain the label is. Objects much smaller than a patch are "
+    "found badly, a sentence that refers to nothing may still be answered with an object, and videos are not "
+    "supported. Not for decisions about people, and not for use where a wrong box is a danger. The biases of the base "
+    "model and of the training data remain."
+)
+_PLAIN_USE = (
+    "Questions about pictures, answered in words, as far as the training for grounding has left that ability. The "
+    "biases of the base model and of the training data remain."
 )
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -92,38 +121,28 @@ def add_scores(
     )
 
 
-def write_card(folder: str | os.PathLike, facts: ModelFacts, config: PaDTConfig) -> Path:
+def write_card(folder: str | os.PathLike, facts: ModelFacts, config: PaDTConfig, layout: Layout = "padt") -> Path:
     """Write the model card of a folder; it appears only when whole."""
     target = Path(folder) / CARD
     partial = target.with_name(f".{CARD}.part")
-    partial.write_text(model_card(facts, config, Path(folder).name), encoding="utf-8")
+    partial.write_text(model_card(facts, config, layout), encoding="utf-8")
     partial.replace(target)
     return target
 
 
-def model_card(facts: ModelFacts, config: PaDTConfig, name: str = "PaDT") -> str:
+def model_card(facts: ModelFacts, config: PaDTConfig, layout: Layout = "padt") -> str:
     """Text of a model card: front matter, then what a person wants to know."""
     text = config.text_config
+    origin = f"Trained from `{facts.base_model}`." if facts.base_model else "What it was trained from is not recorded."
     size = f"{text.num_hidden_layers} layers of width {text.hidden_size}, {config.vrt_offset:,} text tokens"
-    origin = f"from `{facts.base_model}`" if facts.base_model else "from a base model that its maker did not record"
     parts = [
-        "# PaDT model",
-        "A Qwen2.5-VL model that answers with pieces of the picture: its answers hold Visual Reference Tokens, each "
-        "for one 28x28-pixel patch of the image, and an object decoder turns each group of them into a box, a mask and "
-        f"a score (Patch-as-Decodable-Token, arXiv 2510.01954). Trained {origin}; language model: {size}; image features "
-        f"in {config.feature_order} order.",
+        "# Qwen2.5-VL taken out of a PaDT model" if layout == "hub" else "# PaDT model",
+        f"{_WHAT_IT_IS[layout == 'hub']} {origin} Language model: {size}."
+        + ("" if layout == "hub" else f" Image features in {config.feature_order} order."),
         "## How to load it",
-        '```python\nimport padt\n\nmodel = padt.load_model("THIS_FOLDER")\n'
-        '(answer,) = model.predict(["photo.jpg"], ["Please describe this image."])\nprint(answer.text)\n```',
-        "or, after `import padt` and `padt.register()`, with `AutoModelForImageTextToText` and `AutoProcessor` of "
-        "transformers 5. Other code that only knows Qwen2.5-VL does not read this folder; `padt export` writes one "
-        "that it does.",
+        _LOADING[layout],
         "## Intended use and limits",
-        "Detection of named classes, boxes and masks of what a sentence refers to, and captions grounded in the "
-        "picture. A score says how well box and object agree, not how certain the label is. Objects much smaller than a patch "
-        "are found badly, a sentence that refers to nothing may still be answered with an object, and videos are not "
-        "supported. Not for decisions about people, and not for use where a wrong box is a danger. The biases of the "
-        "base model and of the training data remain.",
+        _PLAIN_USE if layout == "hub" else _USE,
         "## Licence",
         _license_note(facts),
         "## Training data",
@@ -132,11 +151,16 @@ def model_card(facts: ModelFacts, config: PaDTConfig, name: str = "PaDT") -> str
     if facts.training:
         parts += ["## Training", _table(("setting", "value"), facts.training.items())]
     parts += ["## Scores", _scores(facts)]
-    return f"---\n{_yaml(_metadata(facts, name))}---\n\n" + "\n\n".join(parts) + "\n"
+    return f"---\n{_yaml(_metadata(facts, layout))}---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _metadata(facts: ModelFacts, name: str) -> dict[str, Any]:
-    values: dict[str, Any] = {"library_name": "padt", "pipeline_tag": "image-text-to-text", "tags": list(TAGS)}
+def _metadata(facts: ModelFacts, layout: Layout) -> dict[str, Any]:
+    plain = layout == "hub"
+    values: dict[str, Any] = {
+        "library_name": "transformers" if plain else "padt",
+        "pipeline_tag": "image-text-to-text",
+        "tags": list(TAGS[:1] if plain else TAGS),
+    }
     hub_name = (facts.base_model or "").split(" ")[0]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_name):
         values["base_model"] = hub_name
@@ -144,7 +168,7 @@ def _metadata(facts: ModelFacts, name: str) -> dict[str, Any]:
     if facts.data:
         values["datasets"] = sorted(facts.data)
     if facts.metrics:
-        values["model-index"] = [{"name": name, "results": _results(facts.metrics)}]
+        values["model-index"] = [{"name": "PaDT", "results": _results(facts.metrics)}]
     values["padt"] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in asdict(facts).items()}
     return values
 

@@ -22,7 +22,7 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 
-from padt.config import FeatureOrder, Layout, PaDTConfig, layout_of
+from padt.config import FeatureOrder, Layout, PaDTConfig, VLDecoderConfig, layout_of
 from padt.errors import UserError
 from padt.hub import model_folder
 from padt.model.modeling import PaDTForConditionalGeneration
@@ -240,7 +240,8 @@ def save_model(
 
     def write(partial: Path) -> None:
         set_stop_tokens(model, processor)
-        model.save_pretrained(partial, max_shard_size=max_shard_size)
+        with quiet_transformers():
+            model.save_pretrained(partial, max_shard_size=max_shard_size)
         save_beside(model, processor, partial, facts)
 
     return new_folder(folder, write)
@@ -354,6 +355,7 @@ def _need_accelerate() -> None:
 
 def _check_sizes(file: Path, config: PaDTConfig) -> None:
     decoder, vision, text = config.vl_decoder, config.vision_config, config.text_config
+    assert isinstance(decoder, VLDecoderConfig)  # the configuration fills it in
     pairs = (
         ("vl_decoder.hidden_size", decoder.hidden_size, "vision_config.hidden_size", vision.hidden_size),
         ("vl_decoder.num_heads", decoder.num_heads, "vision_config.num_heads", vision.num_heads),

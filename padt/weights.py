@@ -6,8 +6,10 @@ them (``vis_norm.*``, ``vis_proj.*``, ``vl_decoder.*``). The names that transfor
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -41,6 +43,17 @@ class StoredTensor:
     file: Path
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        bits = re.search(r"\d+", self.dtype)
+        return self.elements * (int(bits[0]) // 8 if bits else 1)
 
 
 def module_name(stored: str) -> str:
