@@ -14,7 +14,7 @@ _RELEASED_NOTES = ("attn_implementation", "name")
 
 
 def layout_of(values: Mapping[str, Any]) -> Layout:
-    """Layout of a model folder by the values of its ``config.json``: ours, released PaDT, or Qwen2.5-VL as on the Hub."""
+    """Layout of a model folder, by the values of its ``config.json``."""
     if values.get("model_type") == "padt":
         return "padt"
     return "released" if values.get("vl_decoder") is not None else "hub"
@@ -92,8 +92,10 @@ class PaDTConfig(Qwen2_5_VLConfig):
         if layout != "padt":
             values.pop("model_type", None)
             values.setdefault("feature_order", "reference" if layout == "released" else "raster")
+        # Fields of the decoder that the released code would stumble over (``padt.layouts``).
+        extra = values.pop("vl_decoder_extra", None) or {}
         if isinstance(values.get("vl_decoder"), dict):
-            values["vl_decoder"] = {k: v for k, v in values["vl_decoder"].items() if k not in _RELEASED_NOTES}
+            values["vl_decoder"] = extra | {k: v for k, v in values["vl_decoder"].items() if k not in _RELEASED_NOTES}
         return super().from_dict(values, **kwargs)
 
     @property
