@@ -13,6 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from jobs import console
+from jobs.cli_explain import app as explain_app
+from jobs.cli_export import app as export_app
 from jobs.cli_models import app as models_app
 from jobs.cli_prepare import app as prepare_app
 from jobs.console import examples
@@ -30,6 +32,8 @@ EXTRAS = {
     "compare": "train",
     "register": "train",
     "predict": "train",  # only for models of the registry
+    "explain": "train",
+    "export": "train",  # only for models of the registry
     "serve": "serve",
     "submit": "train",
 }
@@ -57,6 +61,8 @@ app = typer.Typer(
 )
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(models_app)
+app.add_typer(export_app)
+app.add_typer(explain_app)
 
 OPTIONAL_PACKAGES = {
     *("ray", "deepspeed", "accelerate", "mlflow"),

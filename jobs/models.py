@@ -1,6 +1,7 @@
 """Where a model lives: a folder, or a version or alias of the registry, turned into a local folder.
 
-References are a path, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``. A path needs neither MLflow nor a registry.
+References are a path, ``OWNER/NAME`` on the Hub, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``. The first two need
+neither MLflow nor a registry.
 """
 
 import hashlib
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padt.errors import UserError
+from padt.hub import is_hub_id
+from padt.hub import model_folder as hub_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,13 +58,15 @@ def find_model(reference: str | os.PathLike, tracking_uri: str | None = None) ->
     """Find a model and say which version it is.
 
     Args:
-        reference: a folder, ``models:/padt@champion`` or ``models:/padt/3``.
+        reference: a folder, ``OWNER/NAME`` on the Hub, ``models:/padt@champion`` or ``models:/padt/3``.
         tracking_uri: registry to ask; default: the environment's (``jobs.tracking``).
 
     Raises:
         UserError: the folder, name, alias or version is not there, or the folder was changed after its registration.
     """
     text = str(reference)
+    if is_hub_id(text):
+        return ResolvedModel(text, hub_folder(text))
     if not text.startswith("models:"):
         return ResolvedModel(text, _model_folder(Path(text).expanduser(), text))
     name, version = parse_reference(text)
@@ -187,10 +192,7 @@ def local_path(source: str) -> Path:
 
 def _model_folder(path: Path, reference: str) -> Path:
     if not path.is_dir():
-        hint = "check the path"
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", reference) and not path.parent.is_dir():
-            hint += ", or download a Hub model first: `hf download NAME --local-dir FOLDER`"
-        raise UserError(f"Model {reference}: the folder {path} is not there: {hint}.")
+        raise UserError(f"Model {reference}: the folder {path} is not there: check the path.")
     if not (path / "config.json").is_file():
         inner = path / "model"
         hint = f"did you mean {inner}?" if (inner / "config.json").is_file() else "training leaves one in `model/`."
