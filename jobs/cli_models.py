@@ -28,6 +28,8 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Ray actors that answer; 0 = this process.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of a beam search; 1 = greedy.")] = 1,
+    forbid_repeats: Annotated[bool, typer.Option(help="No VRT twice in one group.")] = False,
     released: Annotated[bool, typer.Option(help="Also score by the released scorers' protocols.")] = False,
 ) -> None:
     """Measure a model on a prepared set: REC and RES by sentence, detection and captions by image."""
@@ -41,7 +43,7 @@ def evaluate(
         limit,
         batch_size,
         out,
-        settings=GenerationSettings(max_new_tokens=max_new_tokens),
+        settings=GenerationSettings(max_new_tokens=max_new_tokens, num_beams=num_beams, forbid_repeats=forbid_repeats),
         workers=workers,
         released=released,
     )
@@ -78,6 +80,7 @@ def compare(
     epilog=examples(
         'padt predict photo.jpg --model models:/padt@champion --detect "person,dog" --out answers',
         'padt predict photo.jpg --model runs/demo/finetune/model --refer "the red circle"',
+        'padt predict before.jpg after.jpg --together --model models:/padt@champion --ask "What has changed?"',
     )
 )
 def predict(
@@ -91,7 +94,11 @@ def predict(
         str | None, typer.Option("--out", "-o", help="Folder for JSON and pictures; none = JSON here.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of a beam search; 1 = greedy.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 = the likeliest answer, else sampling.")] = 0.0,
+    forbid_repeats: Annotated[bool, typer.Option(help="No VRT twice in one group.")] = False,
+    together: Annotated[bool, typer.Option("--together", help="One question about all pictures.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered at the same time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
 ) -> None:
     """Ask a model about pictures: JSON, and pictures with boxes, masks, VRT patches and scores."""
@@ -108,11 +115,16 @@ def predict(
         images,
         request,
         out,
-        settings=GenerationSettings(max_new_tokens=max_new_tokens),
+        settings=GenerationSettings(
+            max_new_tokens=max_new_tokens, num_beams=num_beams, temperature=temperature, forbid_repeats=forbid_repeats
+        ),
         batch_size=batch_size,
+        together=together,
         load_options={"device": device} if device else None,
     )
-    for result in results:
+    for number, result in enumerate(results):
+        if out is None and together and number:
+            break
         if out is None:
             typer.echo(json.dumps(result.record, ensure_ascii=False))
             continue

@@ -8,8 +8,8 @@ from padt.lettering import readable as readable
 from padt.rle import decode
 
 
-def found_objects(prediction: Mapping[str, Any]) -> list[DrawnObject]:
-    """Objects of ``Prediction.to_dict()``; their VRTs are emphasised."""
+def found_objects(prediction: Mapping[str, Any], image: int = 0) -> list[DrawnObject]:
+    """Objects of ``Prediction.to_dict()`` in one image of the request; their VRTs are emphasised."""
     return [
         DrawnObject(
             label=found["label"],
@@ -20,4 +20,5 @@ def found_objects(prediction: Mapping[str, Any]) -> list[DrawnObject]:
             vrts=tuple(found["patches"]),
         )
         for found in prediction["objects"]
+        if found.get("image", 0) == image
     ]

@@ -6,14 +6,14 @@ Works with the plain model library: no Ray, no pycocotools, no MLflow (except fo
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.models import find_model
-from padt.errors import ImageError, UserError
-from padt.image import open_image
+from padt.errors import UserError
+from padt.image import check_shape, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,7 +29,8 @@ class PicturePrediction:
 
     Attributes:
         image: path as the user gave it.
-        record: what the JSON file holds: ``image``, ``model``, ``task``, ``prompt`` and the fields of the prediction.
+        record: what the JSON file holds: ``image`` (the paths of all, where they were asked about together), ``model``,
+            ``task``, ``prompt`` and the fields of the prediction.
         drawn: the picture with everything that was found.
         json_path, picture_path: files, or None where no folder was given.
     """
@@ -83,9 +84,10 @@ def run_predict(
     *,
     settings: "GenerationSettings | None" = None,
     batch_size: int = 8,
+    together: bool = False,
     load_options: Mapping[str, Any] | None = None,
 ) -> list[PicturePrediction]:
-    """Ask the same question about one or more pictures.
+    """Ask the same question about each of some pictures, or one question about all of them together.
 
     Args:
         model: model folder, ``models:/padt@champion`` or ``models:/padt/3``.
@@ -93,7 +95,8 @@ def run_predict(
         request: see :func:`make_request`.
         out_dir: folder for ``NAME.json`` and ``NAME.png`` of each picture; None = write nothing.
         settings: how to generate; default: greedy, with masks.
-        batch_size: pictures answered together.
+        batch_size: pictures answered at the same time.
+        together: the pictures belong to one request; there is one answer, and one JSON file, about all of them.
         load_options: further arguments of ``padt.load_model``, such as ``device``.
 
     Raises:
@@ -105,43 +108,73 @@ def run_predict(
     paths = [str(image) for image in ([images] if isinstance(images, str | os.PathLike) else images)]
     if not paths:
         raise UserError("There is no picture to ask about: give at least one path.")
-    out = Path(out_dir).expanduser() if out_dir is not None else None
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: give a folder as --out.")
-    pictures = [_open(path) for path in paths]
+    out = out_folder(out_dir) if out_dir is not None else None
+    pictures = [open_picture(path) for path in paths]
     found = find_model(model)
     loaded = load_model(found.path, **(load_options or {}))
     settings = settings or GenerationSettings()
     results: list[PicturePrediction] = []
     names = _names(paths)
-    for start in range(0, len(paths), batch_size):
-        part = pictures[start : start + batch_size]
-        for offset, prediction in enumerate(predict(loaded, part, [request] * len(part), settings)):
-            position = start + offset
+    # The pictures of each request, by number.
+    groups = [list(range(len(paths)))] if together else [[number] for number in range(len(paths))]
+    for start in range(0, len(groups), batch_size):
+        part = groups[start : start + batch_size]
+        asked = [[pictures[number] for number in group] for group in part]
+        for group, prediction in zip(part, predict(loaded, asked, [request] * len(part), settings), strict=True):
             record = {
-                "image": paths[position],
+                "image": paths[group[0]] if len(group) == 1 else [paths[number] for number in group],
                 "model": str(model),
                 **({"model_version": found.version} if found.version else {}),
                 "task": request.task,
                 "prompt": request.prompt,
                 **prediction.to_dict(),
             }
-            drawn = _draw(pictures[position], record)
-            results.append(_write(out, names[position], paths[position], record, drawn))
+            json_path = _write_record(out, names[group[0]], record)
+            for image, number in enumerate(group):
+                drawn = _draw(pictures[number], record, image)
+                path = out / f"{names[number]}.png" if out is not None else None
+                if path is not None:
+                    write_whole(path, lambda partial, drawn=drawn: drawn.save(partial, "PNG"))
+                results.append(PicturePrediction(paths[number], record, drawn, json_path, path))
     return results
 
 
-def _open(path: str) -> "Image.Image":
-    if "://" not in path:
-        return open_image(Path(path).expanduser())
-    raise ImageError("image_missing", f"{path} is a URL: download the picture and give its path.")
+def open_picture(path: str) -> "Image.Image":
+    """A local picture, upright and RGB.
+
+    Raises:
+        ImageError: it cannot be used; the message names it.
+    """
+    picture = open_image(Path(path).expanduser() if "://" not in path else path)
+    check_shape(picture.height, picture.width, path)
+    return picture
 
 
-def _draw(picture: "Image.Image", record: Mapping[str, Any]) -> "Image.Image":
+def out_folder(path: str | os.PathLike) -> Path:
+    """The folder that results go to; made when the first one comes.
+
+    Raises:
+        UserError: it is a file.
+    """
+    out = Path(path).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a folder as --out.")
+    return out
+
+
+def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under another name first, so that it is never seen half written."""
+    partial = file.with_name(f".{file.name}.tmp")
+    write(partial)
+    partial.replace(file)
+
+
+def _draw(picture: "Image.Image", record: Mapping[str, Any], image: int) -> "Image.Image":
     from jobs.drawing import found_objects, readable
     from padt.draw import draw_objects
 
-    return draw_objects(picture, found_objects(record), grid=tuple(record["grid"]), caption=readable(record["text"]))
+    grid = tuple(record["images"][image]["grid"])
+    return draw_objects(picture, found_objects(record, image), grid=grid, caption=readable(record["text"]))
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -156,17 +189,10 @@ def _names(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def _write(out: Path | None, name: str, image: str, record: dict[str, Any], drawn: "Image.Image") -> PicturePrediction:
+def _write_record(out: Path | None, name: str, record: dict[str, Any]) -> Path | None:
     if out is None:
-        return PicturePrediction(image, record, drawn)
+        return None
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
-    files = out / f"{name}.json", out / f"{name}.png"
-    for file in files:
-        partial = file.with_name(f".{file.name}.tmp")
-        if file.suffix == ".json":
-            partial.write_text(text, encoding="utf-8")
-        else:
-            drawn.save(partial, "PNG")
-        partial.replace(file)
-    return PicturePrediction(image, record, drawn, *files)
+    write_whole(out / f"{name}.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+    return out / f"{name}.json"

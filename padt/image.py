@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import struct
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ DEFAULT_PIXEL_BUDGET = 100_000_000
 MAX_ASPECT_RATIO = 200
 
 ImageSource = bytes | str | os.PathLike | Image.Image
+_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,7 @@ class ResizePolicy:
         Raises:
             ImageError: the sides differ by more than a factor of 200.
         """
-        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-            raise ImageError(
-                "image_aspect_ratio",
-                f"An image of {width}x{height} pixels is too long and thin: crop it so that its sides differ by at "
-                f"most a factor of {MAX_ASPECT_RATIO}.",
-            )
+        check_shape(height, width)
         sides = (height, width)
         resized = [round(side / self.factor) * self.factor for side in sides]
         if resized[0] * resized[1] > self.max_pixels:
@@ -81,6 +78,20 @@ class ResizePolicy:
         return asdict(self)
 
 
+def check_shape(height: int, width: int, name: str = "An image") -> None:
+    """Refuse images that Qwen2.5-VL's resize rule refuses.
+
+    Raises:
+        ImageError: the sides differ by more than a factor of 200.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ImageError(
+            "image_aspect_ratio",
+            f"{name} of {width}x{height} pixels is too long and thin: crop it so that its sides differ by at "
+            f"most a factor of {MAX_ASPECT_RATIO}.",
+        )
+
+
 def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Image.Image:
     """Decode an image, turn it upright after its EXIF orientation, and convert it to RGB.
 
@@ -95,30 +106,67 @@ def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) ->
     """
     name = str(source) if isinstance(source, str | os.PathLike) else "the image"
     if isinstance(source, Image.Image):
-        return _upright_rgb(source)
+        _check_budget(source.size, pixel_budget, name)
+        # A picture that was opened but not read is still a file that may be damaged.
+        return _read(source, name)
     with _open_bytes(source, name) as handle, warnings.catch_warnings():
-        # Pillow's own bomb warning is replaced by the explicit budget below.
+        # Pillow's own bomb warning is replaced by the explicit budget.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with Image.open(handle) as image:
-                width, height = image.size
-                if width * height > pixel_budget:
-                    raise ImageError(
-                        "image_too_large",
-                        f"{name} has {width}x{height} pixels, more than the budget of {pixel_budget:,}: scale it down.",
-                    )
-                return _upright_rgb(image)
+            image = Image.open(handle)
         except Image.DecompressionBombError as error:
+            size = _announced_size(handle)
+            if size is not None:
+                _check_budget(size, pixel_budget, name)
             raise ImageError("image_too_large", f"{name} is too large ({error}): scale it down.") from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ImageError(
-                "image_unreadable", f"{name} is not a readable image ({error}): check that the file is whole."
-            ) from error
+        except _UNREADABLE as error:
+            raise _unreadable(name, error) from error
+        with image:
+            _check_budget(image.size, pixel_budget, name)
+            return _read(image, name)
+
+
+def _read(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return _upright_rgb(image)
+    except _UNREADABLE as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> ImageError:
+    return ImageError("image_unreadable", f"{name} is not a readable image ({error}): check that the file is whole.")
+
+
+def _check_budget(size: tuple[int, int], budget: int, name: str) -> None:
+    width, height = size
+    if width * height > budget:
+        raise ImageError(
+            "image_too_large",
+            f"{name} has {width}x{height} pixels, more than the budget of {budget:,}: scale it down.",
+        )
+    if not width * height:
+        raise ImageError("image_unreadable", f"{name} has {width}x{height} pixels: there is nothing to see.")
+
+
+def _announced_size(handle: BinaryIO) -> tuple[int, int] | None:
+    """Width and height that the header of a file announces which ``Image.open`` has refused as a bomb."""
+    handle.seek(0)
+    start = handle.read(16)
+    for factory, accept in Image.OPEN.values():
+        if accept is not None and accept(start) is True:
+            handle.seek(0)
+            try:
+                return factory(handle, "").size
+            except _UNREADABLE:
+                continue
+    return None
 
 
 def _open_bytes(source: bytes | bytearray | memoryview | str | os.PathLike, name: str) -> BinaryIO:
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
+    if "://" in name:
+        raise ImageError("image_missing", f"{name} is a URL: download the picture and give its path.")
     try:
         return Path(source).open("rb")
     except OSError as error:
