@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from jobs import console
+from jobs.cli_data import app as data_app
 from jobs.cli_explain import app as explain_app
 from jobs.cli_export import app as export_app
 from jobs.cli_models import app as models_app
@@ -26,6 +27,8 @@ EXTRAS = {
     "demo": "all",
     "prepare": "data",
     "inspect": "data",
+    "exclude-list": "data",
+    "export-data": "data",
     "train": "train",
     "run": "all",
     "evaluate": "eval",
@@ -60,6 +63,7 @@ app = typer.Typer(
     "Start with `padt demo` (about ten minutes on two cores); every verb's `--help` shows examples.",
 )
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(data_app)
 app.add_typer(models_app)
 app.add_typer(export_app)
 app.add_typer(explain_app)

@@ -55,6 +55,19 @@ def _set_options(
     num_cpus: Annotated[int | None, typer.Option(min=1, help="Most shards at work at once; all CPUs if not given.")] = (
         None
     ),
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SET[:SPLIT]",
+            help="Leave out images that this prepared set, or list of `padt exclude-list`, holds; repeatable.",
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SET[:SPLIT]", help="Say in the report what the set shares with this prepared one; repeatable."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is in OUT first.")] = False,
 ) -> None:
     """The options of every set; each command below has them after its own."""
@@ -86,7 +99,16 @@ def _prepares(*lines: str) -> Callable[[Callable[..., dict[str, Any]]], Callable
     return decorate
 
 
-def _prepare(*, link: bool, shard_mb: int, min_pixels: int | None, max_pixels: int | None, **options: Any) -> None:
+def _prepare(
+    *,
+    link: bool,
+    shard_mb: int,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    exclude: list[str] | None,
+    against: list[str] | None,
+    **options: Any,
+) -> None:
     from jobs.prepare import run_prepare, set_facts
     from padt.image import ResizePolicy
     from pipelines.prepare import PrepareOptions
@@ -96,6 +118,8 @@ def _prepare(*, link: bool, shard_mb: int, min_pixels: int | None, max_pixels: i
         policy=ResizePolicy(**{name: limit for name, limit in limits.items() if limit is not None}),
         images_mode="link" if link else "copy",
         shard_bytes=shard_mb * 2**20,
+        exclude=exclude or (),
+        against=against or (),
         **options,
     )
     show_sets([set_facts(chosen.out, run_prepare(chosen))])
@@ -104,6 +128,7 @@ def _prepare(*, link: bool, shard_mb: int, min_pixels: int | None, max_pixels: i
 @_prepares(
     "padt prepare coco -a annotations/instances_val2017.json -i val2017 -o runs/coco-val --split val",
     "padt prepare coco -a export/_annotations.coco.json -i export -o runs/mine --name mine",
+    "padt prepare coco -a instances_train2017.json -i train2017 -o runs/coco-train --exclude refcoco-eval.json",
     "padt prepare coco -a s3://bucket/instances.json -i s3://bucket/val2017.zip -o s3://bucket/coco-val",
 )
 def coco(annotations: Annotations, images: Images, captions: Captions = None) -> dict[str, Any]:
@@ -172,9 +197,9 @@ def messages(
 
 def show_sets(sets: Sequence[dict[str, Any]]) -> None:
     """A table of prepared sets."""
-    columns = ["set", "images>", "objects>", "references>", "captions>", "rejected>"]
-    rows = [
-        [facts["url"], *(facts[key] for key in ("images", "objects", "references", "captions", "rejected"))]
-        for facts in sets
-    ]
+    names = ["images", "objects", "references", "captions", "rejected"]
+    if any(facts["excluded"] for facts in sets):
+        names.append("excluded")
+    columns = ["set", *(f"{name}>" for name in names)]
+    rows = [[facts["url"], *(facts[name] for name in names)] for facts in sets]
     console.out.print(console.table("Prepared", columns, rows))

@@ -20,7 +20,27 @@ def run_prepare(options: PrepareOptions) -> Manifest:
         UserError: see ``pipelines.prepare.prepare``.
     """
     with ray_session(), _quiet_ray_data(), Telling() as telling:
-        return prepare(options, on_read=telling.read, on_plan=telling.plan, on_progress=telling.progress)
+        manifest = prepare(options, on_read=telling.read, on_plan=telling.plan, on_progress=telling.progress)
+    _tell_shared(options.out, manifest)
+    return manifest
+
+
+def _tell_shared(out: str, manifest: Manifest) -> None:
+    """Say what was left out for the sake of other sets, and what is still shared with some."""
+    for each in manifest.exclusions:
+        how = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in each.removed.items() if count)
+        logger.info("%s: %s images of %s left out (%s)", out, f"{sum(each.removed.values()):,}", each.name, how or "-")
+    for other in manifest.compared:
+        if any(other.shared.values()):
+            logger.warning(
+                "%s shares %s images with %s (%s): leave them out with --exclude if you will measure on that set",
+                out,
+                f"{sum(other.shared.values()):,}",
+                other.name,
+                ", ".join(f"{count:,} {how.replace('_', ' ')}" for how, count in other.shared.items() if count),
+            )
+    if manifest.exclusions and not manifest.counts.rows:
+        logger.warning("%s is empty: every image was left out by --exclude or rejected", out)
 
 
 def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int) -> dict[str, Manifest]:
@@ -129,4 +149,5 @@ def set_facts(url: str, manifest: Manifest) -> dict[str, Any]:
         "references": counts.references,
         "captions": counts.captions,
         "rejected": sum(counts.rejected.values()),
+        "excluded": sum(counts.excluded.values()),
     }

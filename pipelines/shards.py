@@ -181,9 +181,10 @@ def _rows(
     for image in group.images:
         image_id, pieces = image.entry.image_id, group.pieces.pop(image.entry.image_id)
         if unwanted is not None:
-            owner = unwanted.by_id(source_id(task.context.key(image_id), image.entry.file_name))
-            if owner is not None:
-                excluded.append(_excluded(image_id, pieces, "same_source_id", owner, unwanted, result))
+            key, names = task.context.key(image_id), [image.entry.file_name, *image.entry.more]
+            owners = [owner for name in names if (owner := unwanted.by_id(source_id(key, name))) is not None]
+            if owners:
+                excluded.append(_excluded(image_id, pieces, "same_source_id", owners[0], unwanted, result))
                 continue
         content: bytes | ImageError | None
         more: list[tuple[str, bytes]] = []
@@ -208,7 +209,9 @@ def _rows(
 def _excluded(
     image_id: str, pieces: Sequence[Piece], reason: str, owner: int, unwanted: Exclusion, result: ShardResult
 ) -> Reject:
-    result.excluded.update(["image", *(piece.kind for piece in pieces)])
+    kinds = [piece.kind for piece in pieces]
+    # A conversation is counted as one, not as its pictures.
+    result.excluded.update(kinds if "conversation" in kinds else ["image", *kinds])
     result.exclusions[f"{owner} {reason}"] += 1
     return Reject(image_id, "image", reason, f"{unwanted.sets[owner].name} ({unwanted.sets[owner].url})")
 
