@@ -22,8 +22,8 @@ from jobs.progress import Record
 from padt.errors import UserError
 from padt.losses import LossSettings
 from padt.tasks import TaskOptions
-from pipelines.mixture import Plan
 from pipelines.reader import ReaderOptions, TrainingReader
+from pipelines.schedule import Plan
 
 if TYPE_CHECKING:
     from padt.adapters import LoraSettings

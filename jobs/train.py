@@ -16,7 +16,8 @@ from jobs.ray_session import ray_session
 from jobs.tracking import TrackedRun, start_run
 from padt.errors import UserError
 from pipelines.manifest import open_set
-from pipelines.mixture import Plan, SetSpec, data_fingerprint, make_plan
+from pipelines.mixture import SetSpec, data_fingerprint
+from pipelines.schedule import Plan, make_plan
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Mixture of data sets and tasks, and the plan of a run: which sample comes in which batch on which rank.
+"""Mixture of data sets and tasks: which samples an epoch visits.
 
 A sample is ``(set, key, task, item, repeat)``. Every draw for it comes from ``(seed, epoch, sample)`` alone.
 """
@@ -12,11 +12,10 @@ from functools import cached_property
 import numpy as np
 
 from padt.errors import UserError
-from padt.image import ResizePolicy
 from padt.tasks import GROUNDED_TASKS, TASKS
-from pipelines.index import SetIndex, load_index
+from pipelines.index import SetIndex, positions
 from pipelines.manifest import Manifest
-from pipelines.order import LastBatch, batch_count, epoch_batches, rank_part, stream
+from pipelines.order import stream
 
 
 @dataclass(frozen=True)
@@ -28,26 +27,66 @@ class SetSpec:
         tasks: visits of each sample of a task in one epoch; a fraction visits that share, and another one next epoch.
         repeat: listings of the whole set; multiplies the visits.
         items_per_image: at most this many sentences or captions of an image in an epoch, in turn over the epochs.
+        sentences_per_sample: up to this many sentences of an image follow each other in one conversation, for which the
+            image is encoded once.
+        negatives: share of a task's questions (``detect``, ``refer``) that ask for what is not there; see
+            ``pipelines.negatives``.
+        augment: whether the run's augmentation applies to this set.
     """
 
     url: str
     tasks: dict[str, float] = field(default_factory=lambda: dict.fromkeys(GROUNDED_TASKS, 1.0))
     repeat: int = 1
     items_per_image: int | None = None
+    sentences_per_sample: int = 1
+    negatives: dict[str, float] = field(default_factory=dict)
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        for task, visits in self.tasks.items():
+            if task not in TASKS:
+                raise UserError(f"Task {task!r} of the data set {self.url} is unknown: use {', '.join(TASKS)}.")
+            if not 0 <= visits < float("inf"):
+                raise UserError(f"The weight of task {task!r} of the data set {self.url} is {visits}: give 0 or more.")
+        for task, share in self.negatives.items():
+            if task not in ("detect", "refer"):
+                raise UserError(
+                    f"The data set {self.url} has negatives for task {task!r}: only 'detect' and 'refer' can ask for "
+                    "what is not there."
+                )
+            if not 0 <= share <= 1:
+                raise UserError(
+                    f"The share of negatives of task {task!r} of the data set {self.url} is {share}: give 0 to 1."
+                )
+        if self.repeat < 1 or self.sentences_per_sample < 1 or (self.items_per_image or 1) < 1:
+            raise UserError(
+                f"repeat, items_per_image and sentences_per_sample of the data set {self.url} must be at least 1."
+            )
+
+    @property
+    def mixed(self) -> list[object]:
+        """What of this shapes the samples; fields that came later only where they are used, so old runs go on."""
+        later = [self.sentences_per_sample, sorted(self.negatives.items()), self.augment]
+        plain = [sorted(self.tasks.items()), self.repeat, self.items_per_image]
+        return plain if later == [1, [], True] else [*plain, *later]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of an epoch in canonical order; all arrays are ``(count,)``."""
+    """Samples of an epoch in canonical order: ``(count,)`` each; ``items`` is ``(count, width)``, padded by -1."""
 
     set: np.ndarray
     task: np.ndarray
     row: np.ndarray
-    item: np.ndarray
+    items: np.ndarray
     repeat: np.ndarray
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def take(self, kept: np.ndarray) -> "Samples":
+        """Some of the samples, by mask or by number."""
+        return Samples(self.set[kept], self.task[kept], self.row[kept], self.items[kept], self.repeat[kept])
 
 
 @dataclass(frozen=True)
@@ -58,7 +97,7 @@ class SampleRef:
         set: number of the set in the mixture.
         row: row of the set's index.
         key: key of the row.
-        task, item, repeat: as in the identity of a sample.
+        task, items, repeat: as in the identity of a sample; several items where sentences share a conversation.
         identity: text that all draws of the sample are made from.
     """
 
@@ -66,7 +105,7 @@ class SampleRef:
     row: int
     key: str
     task: str
-    item: int
+    items: tuple[int, ...]
     repeat: int
     identity: str
 
@@ -91,11 +130,16 @@ class Mixture:
 
     def samples(self, epoch: int) -> Samples:
         """Samples that the epoch visits."""
-        columns: list[list[np.ndarray]] = [[], [], [], [], []]
+        width = max(spec.sentences_per_sample for spec in self.specs)
+        columns = [[np.zeros((0, width) if number == 3 else 0, np.int32)] for number in range(5)]
         for number, (spec, index) in enumerate(zip(self.specs, self.indices, strict=True)):
             for task_number, task in enumerate(TASKS):
-                rows, items = self._items(spec, index, task, epoch)
                 visits = spec.tasks.get(task, 0.0) * spec.repeat
+                rows, items = self._items(spec, index, task, epoch)
+                # Sentences are grouped anew when the set was gone through.
+                turn = (self.names[number], epoch if visits >= 1 else int(epoch * visits))
+                grouped = spec.sentences_per_sample if task == "refer" else 1
+                rows, items = _grouped(rows, items, grouped, width, stream("group", self.seed, *turn))
                 listings = _visits(len(rows), visits, self.seed, epoch, (self.names[number], task))
                 for repeat, chosen in enumerate(listings):
                     for column, values in zip(
@@ -110,8 +154,7 @@ class Mixture:
                         strict=True,
                     ):
                         column.append(values)
-        joined = [np.concatenate(column) if column else np.zeros(0, np.int32) for column in columns]
-        return Samples(*joined)
+        return Samples(*(np.concatenate(column) for column in columns))
 
     def _items(self, spec: SetSpec, index: SetIndex, task: str, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         rows, items = index.items(task)
@@ -126,6 +169,15 @@ class Mixture:
         keep = (position - epoch * spec.items_per_image) % size < spec.items_per_image
         return rows[keep], items[keep]
 
+    def ref(self, samples: Samples, number: int) -> SampleRef:
+        """One of the samples, with its names."""
+        place, row = int(samples.set[number]), int(samples.row[number])
+        task, repeat = TASKS[samples.task[number]], int(samples.repeat[number])
+        items = tuple(int(item) for item in samples.items[number] if item >= 0)
+        key = self.indices[place].keys[row].as_py()
+        identity = f"{self.names[place]}|{key}|{task}|{'+'.join(map(str, items))}|{repeat}"
+        return SampleRef(place, row, key, task, items, repeat, identity)
+
     def fingerprint(self) -> str:
         """Hash of the content of all sets and of how they are mixed."""
         return data_fingerprint(self.specs, self.indices)
@@ -133,10 +185,7 @@ class Mixture:
 
 def data_fingerprint(specs: Sequence[SetSpec], sets: Sequence[Manifest | SetIndex]) -> str:
     """Hash of what a mixture trains on: content of the sets (wherever they lie), tasks and repeats."""
-    tree = [
-        [each.fingerprint, each.name, sorted(spec.tasks.items()), spec.repeat, spec.items_per_image]
-        for spec, each in zip(specs, sets, strict=True)
-    ]
+    tree = [[each.fingerprint, each.name, *spec.mixed] for spec, each in zip(specs, sets, strict=True)]
     return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
 
 
@@ -151,145 +200,17 @@ def _visits(count: int, visits: float, seed: int, epoch: int, name: tuple[str, s
     return listings
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which samples come in which batch of a run: a pure function of its fields.
-
-    Batches are numbered through the whole run: global batch ``b`` is batch ``b % batches_per_epoch`` of epoch
-    ``b // batches_per_epoch``.
-
-    Attributes:
-        mixture: sets and tasks.
-        seed: the run's seed.
-        batch_size: samples of one rank in one batch.
-        world_size: number of ranks.
-        window, last: see ``pipelines.order.epoch_batches``.
-    """
-
-    mixture: Mixture
-    seed: int
-    batch_size: int
-    world_size: int
-    window: int = 32
-    last: LastBatch = "fill"
-
-    @cached_property
-    def samples_per_epoch(self) -> int:
-        """Samples that one epoch visits (the same in all epochs)."""
-        return len(self.mixture.samples(0))
-
-    @cached_property
-    def batches_per_epoch(self) -> int:
-        """Global batches in one epoch."""
-        return batch_count(self.samples_per_epoch, self.batch_size * self.world_size, self.last)
-
-    def reader(self) -> "PlanReader":
-        """A view that keeps the order of the epoch it was last asked for."""
-        return PlanReader(self)
-
-    def fingerprint(self) -> dict[str, object]:
-        """What must be equal for a checkpoint's batch number to mean the same batches."""
-        return {
-            "data": self.mixture.fingerprint(),
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "world_size": self.world_size,
-            "window": self.window,
-            "last": self.last,
-        }
-
-
-class PlanReader:
-    """Looks up batches of a plan; keeps the current epoch's order in memory."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self._epoch = -1
-
-    def batch(self, number: int, rank: int) -> tuple[int, list[SampleRef]]:
-        """Epoch and samples of one rank in global batch ``number``."""
-        plan = self.plan
-        epoch, position = divmod(number, plan.batches_per_epoch)
-        if epoch != self._epoch:
-            self._load(epoch)
-        chosen = rank_part(self._batches[position], rank, plan.world_size)
-        return epoch, [self._ref(int(i)) for i in chosen]
-
-    def _load(self, epoch: int) -> None:
-        plan = self.plan
-        samples = plan.mixture.samples(epoch)
-        sizes = np.zeros(len(samples), dtype=np.int64)
-        for number, index in enumerate(plan.mixture.indices):
-            mine = samples.set == number
-            rows = samples.row[mine]
-            # Area first, then height: grids of one area but another shape do not share a batch if it can be helped.
-            sizes[mine] = index.grid_h[rows].astype(np.int64) * index.grid_w[rows] * 100_000 + index.grid_h[rows]
-        self._samples = samples
-        self._batches = epoch_batches(
-            sizes, plan.batch_size * plan.world_size, plan.seed, epoch, window=plan.window, last=plan.last
-        )
-        self._epoch = epoch
-
-    def _ref(self, i: int) -> SampleRef:
-        samples, mixture = self._samples, self.plan.mixture
-        number, row = int(samples.set[i]), int(samples.row[i])
-        task, item, repeat = TASKS[samples.task[i]], int(samples.item[i]), int(samples.repeat[i])
-        key = mixture.indices[number].keys[row].as_py()
-        identity = f"{mixture.names[number]}|{key}|{task}|{item}|{repeat}"
-        return SampleRef(number, row, key, task, item, repeat, identity)
-
-
-def make_plan(
-    specs: Sequence[SetSpec],
-    *,
-    seed: int,
-    batch_size: int,
-    world_size: int,
-    policy: ResizePolicy,
-    window: int = 32,
-    last: LastBatch = "fill",
-) -> Plan:
-    """Read the indices of all sets and check that a run on them makes sense.
-
-    Args:
-        specs: the mixture.
-        seed: seed of order and draws.
-        batch_size: samples of one rank in one batch.
-        world_size: number of ranks.
-        policy: resize policy of the model's processor.
-        window: batches sorted by size together.
-        last: what becomes of the last incomplete batch.
-
-    Raises:
-        UserError: a set is missing or was prepared with another resize policy, or a task has no samples.
-    """
-    indices = tuple(load_index(spec.url) for spec in specs)
-    for spec, index in zip(specs, indices, strict=True):
-        if index.policy != policy:
-            raise UserError(
-                f"The data set {spec.url} was prepared with {index.policy}, the model resizes with {policy}: prepare "
-                f"it again with --min-pixels {policy.min_pixels} --max-pixels {policy.max_pixels}, or change the "
-                "model's processor."
-            )
-        _check_tasks(spec, index)
-    plan = Plan(Mixture(tuple(specs), indices, seed), seed, batch_size, world_size, window, last)
-    if plan.samples_per_epoch == 0:
-        raise UserError("The mixture has no samples: give a task of some data set a weight above 0.")
-    if plan.batches_per_epoch == 0:
-        raise UserError(
-            f"An epoch has {plan.samples_per_epoch} samples, fewer than one global batch of {batch_size * world_size}: "
-            "lower batch_size, or set data.last=fill."
-        )
-    return plan
-
-
-def _check_tasks(spec: SetSpec, index: SetIndex) -> None:
-    for task, visits in spec.tasks.items():
-        if visits > 0 and len(index.items(task)[0]) == 0:
-            missing = {"refer": "referring sentences", "caption": "captions", "chat": "conversations"}.get(
-                task, "images"
-            )
-            hint = "; conversations are trained on with tasks: {chat: 1}" if len(index.items("chat")[0]) else ""
-            raise UserError(f"The data set {spec.url} has no {missing}: remove task {task!r} from its tasks{hint}.")
-        if visits > 0 and task == "detect" and not index.class_names:
-            raise UserError(f"The data set {spec.url} has no categories: remove task 'detect' from its tasks.")
+def _grouped(
+    rows: np.ndarray, items: np.ndarray, size: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and item groups: up to ``size`` items of one row each, drawn at random, ``(groups, width)`` padded by -1."""
+    if size == 1 or len(rows) == 0:
+        padded = np.full((len(rows), width), -1, np.int32)
+        padded[:, 0] = items
+        return rows, padded
+    shuffled = np.lexsort((rng.random(len(rows)), rows))
+    place = positions(np.unique(rows, return_counts=True)[1])
+    group = np.cumsum(place % size == 0) - 1
+    padded = np.full((int(group[-1]) + 1, width), -1, np.int32)
+    padded[group, place % size] = items[shuffled]
+    return rows[place % size == 0], padded

@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 
 from padt.batch import EncodedSample, collate
 from padt.errors import ImageError, UserError
-from padt.tasks import TaskOptions, render
+from padt.tasks import TaskOptions
+from pipelines.drawing import Drawer
 from pipelines.images import read_image
 from pipelines.index import SetIndex
-from pipelines.mixture import Plan, SampleRef
+from pipelines.mixture import SampleRef
+from pipelines.schedule import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,13 @@ class SampleSource:
         self._processor = processor
         indices = plan.mixture.indices
         self._rows = [RowReader(index, cache_bytes // len(indices)) for index in indices]
-        self._options = [replace(task, class_names=index.class_names) for index in indices]
+        self._drawers = [
+            Drawer(plan, number, replace(task, class_names=index.class_names)) for number, index in enumerate(indices)
+        ]
+
+    def weight(self, number: int, rank: int) -> float:
+        """Factor of the loss of one rank's part of global batch ``number``."""
+        return self._view.weight(number, rank)
 
     def batch(self, number: int, rank: int) -> list[Any]:
         """Encoded samples of one rank in global batch ``number``.
@@ -140,8 +148,7 @@ class SampleSource:
         """Encode one sample; a pure function of the data, the plan's seed, the epoch and the sample."""
         row = self._rows[ref.set].row(ref.row)
         try:
-            rendered = render(row, ref.task, ref.item, ref.rng(self._plan.seed, epoch), self._options[ref.set])
-            return self._processor.encode(rendered)
+            return self._processor.encode(self._drawers[ref.set].sample(row, ref, epoch))
         except (UserError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
             index = self._plan.mixture.indices[ref.set]
             shard = posixpath.join(index.url, index.shards[int(index.shard[ref.row])])
@@ -163,23 +170,40 @@ class EncodeBatches:
         self._rank = rank
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
-        """Batch numbers ``item`` -> rows ``batch`` (number), ``padding`` (token id), ``sample`` (bytes), ``error``."""
-        rows: list[tuple[int, int, bytes, str | None]] = []
+        """Batch numbers ``item`` -> one row of ``_BLOCK`` for each sample of the batches."""
+        rows: list[tuple[int, int, float, bytes, str | None]] = []
         for number in block["item"].tolist():
             try:
                 batch = self._source.batch(number, self._rank)
             except UserError as error:
                 # As data, not as an exception: Ray Data would retry it, and hand on no more than its text.
-                rows.append((number, self._padding, b"", str(error)))
+                rows.append((number, self._padding, 1.0, b"", str(error)))
                 break
-            rows.extend((number, self._padding, sample.to_bytes(), None) for sample in batch)
+            weight = self._source.weight(number, self._rank)
+            rows.extend((number, self._padding, weight, sample.to_bytes(), None) for sample in batch)
         columns = [list(column) for column in zip(*rows, strict=True)]
         return pa.table(columns, schema=_BLOCK)
 
 
 _BLOCK = pa.schema(
-    [("batch", pa.int64()), ("padding", pa.int64()), ("sample", pa.large_binary()), ("error", pa.string())]
+    [
+        ("batch", pa.int64()),
+        ("padding", pa.int64()),
+        ("weight", pa.float64()),
+        ("sample", pa.large_binary()),
+        ("error", pa.string()),
+    ]
 )
+
+
+@dataclass(frozen=True)
+class _Uncollated:
+    """One batch on its way: its number, the padding token, the factor of its loss, and its samples."""
+
+    number: int
+    padding: int
+    weight: float
+    samples: list[EncodedSample]
 
 
 class TrainingReader:
@@ -251,10 +275,10 @@ class TrainingReader:
         """Stop reading ahead; safe to call twice."""
         self._closed.set()
 
-    def _produce(self, batches: Iterator[tuple[int, int, list[EncodedSample]]]) -> None:
+    def _produce(self, batches: Iterator[_Uncollated]) -> None:
         try:
-            for number, padding, samples in batches:
-                if not self._put((number, collate(samples, padding))):
+            for entry in batches:
+                if not self._put((entry.number, collate(entry.samples, entry.padding, entry.weight))):
                     return
             self._put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
@@ -275,24 +299,26 @@ class TrainingReader:
         processor = load_processor(self._path)
         return SampleSource(self._plan, processor, self._task, self._options.cache_bytes), processor.pad_token_id
 
-    def _in_process(self, source: tuple[SampleSource, int]) -> Iterator[tuple[int, int, list[EncodedSample]]]:
+    def _in_process(self, opened: tuple[SampleSource, int]) -> Iterator[_Uncollated]:
+        source, padding = opened
         for number in range(self._first, self._stop):
-            yield number, source[1], source[0].batch(number, self._rank)
+            weight = source.weight(number, self._rank)
+            yield _Uncollated(number, padding, weight, source.batch(number, self._rank))
 
-    def _with_ray(self) -> Iterator[tuple[int, int, list[EncodedSample]]]:
+    def _with_ray(self) -> Iterator[_Uncollated]:
         import ray
 
         plan = ray.put(self._plan)
         expected = self._first
         while expected < self._stop and not self._closed.is_set():
             stop = min(self._stop, expected + self._options.segment)
-            for number, padding, samples in self._segment(plan, expected, stop):
-                if number != expected:
-                    raise RuntimeError(f"Ray Data delivered batch {number} where batch {expected} was due.")
+            for entry in self._segment(plan, expected, stop):
+                if entry.number != expected:
+                    raise RuntimeError(f"Ray Data delivered batch {entry.number} where batch {expected} was due.")
                 expected += 1
-                yield number, padding, samples
+                yield entry
 
-    def _segment(self, plan: Any, start: int, stop: int) -> Iterator[tuple[int, int, list[EncodedSample]]]:
+    def _segment(self, plan: Any, start: int, stop: int) -> Iterator[_Uncollated]:
         dataset = self._dataset(plan, start, stop)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for message in block["error"].drop_null().to_pylist():
@@ -303,7 +329,8 @@ class TrainingReader:
             for first, last in zip(edges[:-1], edges[1:], strict=True):
                 # Views into the block's shared memory, not copies.
                 samples = [EncodedSample.from_bytes(column[i].as_buffer()) for i in range(first, last)]
-                yield int(numbers[first]), int(block["padding"][first].as_py()), samples
+                padding, weight = (block[name][first].as_py() for name in ("padding", "weight"))
+                yield _Uncollated(int(numbers[first]), padding, weight, samples)
 
     def _dataset(self, plan: Any, start: int, stop: int) -> Any:
         import ray

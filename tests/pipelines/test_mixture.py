@@ -7,7 +7,8 @@ from padt.errors import UserError
 from padt.image import ResizePolicy
 from padt.tasks import GROUNDED_TASKS
 from pipelines.index import load_index
-from pipelines.mixture import SetSpec, make_plan
+from pipelines.mixture import SetSpec
+from pipelines.schedule import make_plan
 from tests.pipelines.mini_set import scene_row, write_mini_set, write_set
 
 

@@ -6,8 +6,9 @@ import pytest
 from padt.errors import UserError
 from padt.image import ResizePolicy
 from padt.tasks import TaskOptions
-from pipelines.mixture import SetSpec, make_plan
+from pipelines.mixture import SetSpec
 from pipelines.reader import ReaderOptions, TrainingReader
+from pipelines.schedule import make_plan
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.mini_set import scene_row, write_mini_set, write_set
 
