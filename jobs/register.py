@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.facts import note_scores
 from jobs.models import (
     FINGERPRINT_TAG,
     LISTING_TAG,
@@ -162,6 +163,8 @@ def run_register(
         if entry.tags.get(key) != value:
             client.set_model_version_tag(name, entry.version, key, value)
     entry = client.get_model_version(name, entry.version)
+    if not existing and "://" not in source:
+        note_scores(Path(source), scores, data)
     if not existing:
         client.set_registered_model_alias(name, CANDIDATE, entry.version)
     return _promote(client, entry, alias, gate or Gate(), force)

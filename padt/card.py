@@ -95,9 +95,9 @@ def base_name(reference: str | os.PathLike) -> str:
     cached = _CACHED.search(Path(text).expanduser().resolve().as_posix() + "/")
     if cached:
         return f"{cached[1]}/{cached[2]}"
-    known = read_facts(text).base_model
-    name = Path(text).name
-    return f"{known} ({name})" if known and not known.endswith(f"({name})") else known or name
+    path = Path(text)
+    # Training leaves its model in RUN/model.
+    return read_facts(path).base_model or (path.parent.name if path.name == "model" else path.name)
 
 
 def read_facts(folder: str | os.PathLike) -> ModelFacts:

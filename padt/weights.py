@@ -18,6 +18,7 @@ from transformers.initialization import no_init_weights
 
 from padt.config import Layout, PaDTConfig
 from padt.errors import UserError
+from padt.hub import model_folder
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.processor import read_json
 
@@ -80,8 +81,9 @@ def read_tensors(folder: str | os.PathLike) -> dict[str, StoredTensor]:
     Raises:
         UserError: no weights, weights of another format, files missing or damaged, or a tensor that is there twice.
     """
+    folder = model_folder(folder)
     found: dict[str, StoredTensor] = {}
-    files, listed = weight_files(Path(folder))
+    files, listed = weight_files(folder)
     for file in files:
         try:
             with safe_open(file, framework="pt") as handle:
@@ -102,7 +104,7 @@ def read_tensors(folder: str | os.PathLike) -> dict[str, StoredTensor]:
     absent = [name for name in listed if stored_name(module_name(name)) not in found]
     if absent:
         raise UserError(
-            f"{Path(folder) / INDEX} lists tensors that its files do not hold: {_few(absent)}. The files and the index "
+            f"{folder / INDEX} lists tensors that its files do not hold: {_few(absent)}. The files and the index "
             "are of different saves; copy the folder again."
         )
     return found
