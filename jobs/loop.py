@@ -350,6 +350,7 @@ class Session:
 
         With LoRA, ``model/`` holds the merged weights, and ``adapter/`` beside it the adapter alone.
         """
+        from jobs.facts import training_facts
         from jobs.sharded import gather_weights, whole_model
         from padt.adapters import merge, save_adapter
         from padt.loading import save_model
@@ -365,4 +366,5 @@ class Session:
             storage.publish_folder(adapter, lambda folder: save_adapter(model, self.processor, folder, config.model))
             merge(model)
         target = storage.join(config.output, "model")
-        storage.publish_folder(target, lambda folder: save_model(model, self.processor, folder))
+        facts = training_facts(config, self.job.plan, self.job.total_steps)
+        storage.publish_folder(target, lambda folder: save_model(model, self.processor, folder, facts=facts))
