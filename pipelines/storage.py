@@ -202,9 +202,13 @@ def reaching(url: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"{what} {url} is not a file: check the path.") from error
     except transport_errors() as error:
+        cause = error.__cause__
+        # fsspec says of every file on the web that it cannot reach that it is not there.
+        unreachable = isinstance(cause, transport_errors()) and getattr(cause, "status", 0) != 404
+        if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) and not unreachable:
+            raise UserError(f"{what} {url} is not a file: check the path.") from error
+        error = cause if isinstance(cause, Exception) and unreachable else error
         raise UserError(
             f"{what} {url} cannot be read ({_reason(error)}): check the path, the network, and your rights to it."
         ) from error
