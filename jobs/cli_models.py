@@ -128,7 +128,7 @@ def predict(
         if out is None:
             typer.echo(json.dumps(result.record, ensure_ascii=False))
             continue
-        found = ", ".join(f"{thing['label']} {thing['score']:.2f}" for thing in result.record["objects"])
+        found = ", ".join(f"{thing['label']} {thing['score']:.2f}" for thing in result.objects)
         console.out.print(f"{result.image}: {found or result.record['text']} -> {result.picture_path}", markup=False)
 
 

@@ -3,7 +3,6 @@
 Works with the plain model library, as ``padt predict`` does.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.models import find_model
-from jobs.predict import open_picture, out_folder, write_whole
+from jobs.predict import open_picture, out_folder, save_picture, save_record
 
 if TYPE_CHECKING:
     from padt.prediction import GenerationSettings, Request
@@ -80,8 +79,7 @@ def run_explain(
     for thing, sheet in zip(record["objects"], sheets, strict=False):
         thing["sheet"] = sheet.name
     out.mkdir(parents=True, exist_ok=True)
-    for sheet, path in zip(drawn, sheets, strict=True):
-        write_whole(path, lambda partial, sheet=sheet: sheet.save(partial, "PNG"))
-    text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
-    write_whole(out / f"{name}.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+    for picture, path in zip(drawn, sheets, strict=True):
+        save_picture(picture, path)
+    save_record(record, out / f"{name}.json")
     return ExplainResult(record, out / f"{name}.json", tuple(sheets))

@@ -6,7 +6,7 @@ Works with the plain model library: no Ray, no pycocotools, no MLflow (except fo
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ class PicturePrediction:
             ``task``, ``prompt`` and the fields of the prediction.
         drawn: the picture with everything that was found.
         json_path, picture_path: files, or None where no folder was given.
+        number: of the picture in its request.
     """
 
     image: str
@@ -40,6 +41,12 @@ class PicturePrediction:
     drawn: "Image.Image"
     json_path: Path | None = None
     picture_path: Path | None = None
+    number: int = 0
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """What was found in this picture."""
+        return [found for found in self.record["objects"] if found["image"] == self.number]
 
 
 def make_request(
@@ -134,8 +141,8 @@ def run_predict(
                 drawn = _draw(pictures[number], record, image)
                 path = out / f"{names[number]}.png" if out is not None else None
                 if path is not None:
-                    write_whole(path, lambda partial, drawn=drawn: drawn.save(partial, "PNG"))
-                results.append(PicturePrediction(paths[number], record, drawn, json_path, path))
+                    save_picture(drawn, path)
+                results.append(PicturePrediction(paths[number], record, drawn, json_path, path, image))
     return results
 
 
@@ -162,11 +169,18 @@ def out_folder(path: str | os.PathLike) -> Path:
     return out
 
 
-def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name first, so that it is never seen half written."""
-    partial = file.with_name(f".{file.name}.tmp")
-    write(partial)
-    partial.replace(file)
+def save_picture(picture: "Image.Image", path: Path) -> None:
+    """Write a PNG file whole or not at all."""
+    partial = path.with_name(f".{path.name}.tmp")
+    picture.save(partial, "PNG")
+    partial.replace(path)
+
+
+def save_record(record: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _draw(picture: "Image.Image", record: Mapping[str, Any], image: int) -> "Image.Image":
@@ -193,6 +207,5 @@ def _write_record(out: Path | None, name: str, record: dict[str, Any]) -> Path |
     if out is None:
         return None
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
-    write_whole(out / f"{name}.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+    save_record(record, out / f"{name}.json")
     return out / f"{name}.json"

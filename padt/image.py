@@ -134,7 +134,9 @@ def _read(image: Image.Image, name: str) -> Image.Image:
 
 
 def _unreadable(name: str, error: Exception) -> ImageError:
-    return ImageError("image_unreadable", f"{name} is not a readable image ({error}): check that the file is whole.")
+    # Pillow's own words name its file object.
+    reason = "of no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+    return ImageError("image_unreadable", f"{name} is not a readable image ({reason}): check that the file is whole.")
 
 
 def _check_budget(size: tuple[int, int], budget: int, name: str) -> None:
