@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -33,12 +33,20 @@ class SetConfig(Section):
             this epoch and the other half in the next. Tasks that are left out are not trained on this set.
         repeat: how often the whole set is listed (the released Pro mix lists COCO twice).
         items_per_image: at most this many sentences or captions of one image in an epoch (others come in later epochs).
+        sentences_per_sample: up to this many sentences of an image are asked one after another in one conversation, for
+            which the image is encoded once; 1 = each alone, as released.
+        negatives: share of the questions of ``detect`` and ``refer`` that ask for what is not in the image; the set
+            must be annotated for all of its classes. Not in the released recipe.
+        augment: whether ``data.augment`` applies to this set.
     """
 
     url: str
     tasks: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(GROUNDED_TASKS, 1.0))
     repeat: int = Field(default=1, ge=1)
     items_per_image: int | None = Field(default=None, ge=1)
+    sentences_per_sample: int = Field(default=1, ge=1)
+    negatives: dict[Literal["detect", "refer"], Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    augment: bool = True
 
     @model_validator(mode="after")
     def _check_tasks(self) -> "SetConfig":
@@ -50,6 +58,42 @@ class SetConfig(Section):
         return self
 
 
+class BatchingConfig(Section):
+    """Batches under a budget in place of a fixed number of samples: see ``pipelines.batching.Batching``.
+
+    Attributes:
+        max_tokens: positions of one worker's padded batch, image placeholders included; null = no limit.
+        max_patches: patches (28x28 pixels) of all images of one worker's batch; null = no limit.
+    """
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_patches: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _some_budget(self) -> "BatchingConfig":
+        if self.max_tokens is None and self.max_patches is None:
+            raise ValueError("no budget is given: set max_tokens or max_patches, or leave the section out")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random views of images: see ``pipelines.augment.AugmentOptions``. Not in the released recipe.
+
+    Attributes:
+        flip: probability of mirroring left to right; words of direction are swapped, in English only.
+        scale: smallest and largest factor of the image's sides, within the model's resize policy.
+        crop: probability of showing a window only, with all that the sample's sentence or caption speaks of.
+        crop_area: smallest and largest share of the image that a window shows.
+        min_visible: share of an object's area from which on it counts as shown.
+    """
+
+    flip: float = Field(default=0.0, ge=0, le=1)
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop: float = Field(default=0.0, ge=0, le=1)
+    crop_area: tuple[float, float] = (0.5, 1.0)
+    min_visible: float = Field(default=0.5, ge=0, le=1)
+
+
 class DataConfig(Section):
     """What is trained on, and how samples become batches.
 
@@ -57,11 +101,16 @@ class DataConfig(Section):
         sets: the mixture.
         window: samples of this many global batches are sorted by patch grid: a batch has images of similar size.
         last: what becomes of an epoch's last incomplete batch: ``fill`` it from the epoch's start, or ``drop`` it.
+        batching: a budget of tokens and patches for a batch; ``batch_size`` is then the most samples of one. Samples
+            that fit into no batch are left out and counted.
+        augment: random views of images.
     """
 
     sets: list[SetConfig] = Field(min_length=1)
     window: int = Field(default=32, ge=1)
     last: Literal["fill", "drop"] = "fill"
+    batching: BatchingConfig | None = None
+    augment: AugmentConfig | None = None
 
 
 class TaskConfig(Section):
@@ -209,7 +258,7 @@ class TrainConfig(Section):
     Attributes:
         model: model folder to start from (any layout that ``padt.load_model`` takes).
         output: folder of the run (any fsspec URL): checkpoints, metrics, and ``model/`` at the end.
-        batch_size: samples of one worker in one forward pass.
+        batch_size: samples of one worker in one forward pass; the most of them with ``data.batching``.
         accumulation: forward passes of one optimiser step.
         steps, epochs: length of the run; give one of them.
         train: which parts are trained.

@@ -286,13 +286,14 @@ class Session:
                 f"The loss of step {self.step + 1} is {total.item()} on rank {self.rank} ({parts}; batch {number}, "
                 f"keys {', '.join(batch.keys)}): lower optimizer.lr, or look at these rows with `padt inspect`."
             )
-        self.engine.backward(output.total)
+        self.engine.backward(output.total * batch.weight)
         if boundary:
             rate = learning_rate(self.step, self.job.total_steps, self.job.config.optimizer)
             set_learning_rate(self.engine.optimizer, rate, self.scales)
             self._norm_before_step()
         self.engine.step()
-        self.samples += samples * self.job.plan.world_size
+        # With batches of unequal size the weight tells how this one compares with the step's mean.
+        self.samples += round(samples * self.job.plan.world_size / batch.weight)
         meter.add(total, output.parts, samples, tokens)
 
     def _norm_before_step(self) -> None:
@@ -321,7 +322,7 @@ class Session:
             "train/loss": mean[0],
             **{f"train/loss_{name}": mean[1 + i] for i, name in enumerate(names)},
             "train/lr": learning_rate(self.step - 1, self.job.total_steps, self.job.config.optimizer),
-            "train/epoch": self.step * self.job.config.accumulation / self.job.plan.batches_per_epoch,
+            "train/epoch": self._epochs_done(),
             "perf/samples_per_s": float(joined[-3]) / seconds,
             "perf/tokens_per_s": float(joined[-2]) / seconds,
             "perf/data_wait_frac": mean[-1],
@@ -331,12 +332,17 @@ class Session:
             metrics["train/grad_norm"] = float(norm)
         self._send(Record(self.step, self.job.total_steps, metrics))
 
+    def _epochs_done(self) -> float:
+        plan = self.job.plan
+        epoch, place = plan.locate(self.step * self.job.config.accumulation)
+        return epoch + place / plan.batches_in(epoch)
+
     def _checkpoint(self, report: Callable[[Path, int], None]) -> None:
         batch = self.step * self.job.config.accumulation
         state = checkpoint.LoopState(
             step=self.step,
             batch=batch,
-            epoch=batch // self.job.plan.batches_per_epoch,
+            epoch=self.job.plan.locate(batch)[0],
             plan=self.job.plan.fingerprint(),
             run_id=self.job.run_id,
             samples=self.samples,

@@ -15,6 +15,9 @@ from jobs.progress import Courier, Mailbox, Record, RunLog
 from jobs.ray_session import ray_session
 from jobs.tracking import TrackedRun, start_run
 from padt.errors import UserError
+from padt.tasks import TaskOptions
+from pipelines.augment import AugmentOptions
+from pipelines.batching import Batching
 from pipelines.manifest import open_set
 from pipelines.mixture import SetSpec, data_fingerprint
 from pipelines.schedule import Plan, make_plan
@@ -118,18 +121,41 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
         policy=processor.policy,
         window=config.data.window,
         last=config.data.last,
+        accumulation=config.accumulation,
+        batching=Batching(**config.data.batching.model_dump()) if config.data.batching else None,
+        augment=AugmentOptions(**config.data.augment.model_dump()) if config.data.augment else None,
+        measure=processor,
+        task=TaskOptions(**config.task.model_dump()),
     )
+    for (name, task), (lost, count) in plan.skipped().items():
+        logger.warning(
+            "%s: %d of %d samples of task %s are longer than data.batching allows and are left out",
+            name,
+            lost,
+            count,
+            task,
+        )
     if config.steps is not None:
         total = config.steps
     else:
         assert config.epochs is not None  # the configuration holds one of the two
-        total = max(1, round(config.epochs * plan.batches_per_epoch) // config.accumulation)
+        total = max(1, plan.batches_until(config.epochs) // config.accumulation)
+    # The workers get the plan with its epochs counted, and need not do it again.
+    plan.locate(total * config.accumulation)
     warm = min(int(config.prototype_warmup.share * total), config.prototype_warmup.max_steps)
     return plan, total, warm
 
 
+def _samples_until(plan: Plan, batches: int) -> int:
+    """Samples of the first batches of a run."""
+    if plan.batching is None:
+        return batches * plan.batch_size * plan.world_size
+    view = plan.reader()
+    return sum(int(view.sizes(number).sum()) for number in range(batches))
+
+
 def _specs(config: TrainConfig) -> list[SetSpec]:
-    return [SetSpec(each.url, dict(each.tasks), each.repeat, each.items_per_image) for each in config.data.sets]
+    return [SetSpec(**each.model_dump()) for each in config.data.sets]
 
 
 def _finished(config: TrainConfig) -> TrainResult | None:
@@ -201,10 +227,11 @@ def _train(
 
     label = config.tracking.run_name or config.output.rstrip("/").rsplit("/", 1)[-1]
     logger.info(
-        "%s: %d samples an epoch, %d steps of %d samples, %d worker(s), ZeRO %d, %s",
+        "%s: %d samples an epoch, %d steps of %s%d samples, %d worker(s), ZeRO %d, %s",
         label,
         plan.samples_per_epoch,
         total,
+        "up to " if plan.batching is not None else "",
         config.batch_size * config.accumulation * config.workers,
         config.workers,
         config.zero_stage,
@@ -311,7 +338,7 @@ def _finish(
         run_id=run.run_id if run else None,
         seconds=time.monotonic() - begun,
         steps=total,
-        samples=total * config.accumulation * config.batch_size * config.workers,
+        samples=_samples_until(plan, total * config.accumulation),
         timings={name: round(value, 2) for name, value in timings.items()},
     )
     summary = {

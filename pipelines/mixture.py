@@ -109,6 +109,11 @@ class SampleRef:
     repeat: int
     identity: str
 
+    @property
+    def item(self) -> int:
+        """The first of the items."""
+        return self.items[0]
+
     def rng(self, seed: int, epoch: int) -> np.random.Generator:
         """Source of every draw for this sample in this epoch."""
         return stream("sample", seed, epoch, self.identity)

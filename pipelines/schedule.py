@@ -193,10 +193,11 @@ class PlanReader:
         if plan.batching is None:
             return 1.0
         first = number - number % plan.accumulation
-        sizes = np.array([self._sizes(first + i) for i in range(plan.accumulation)])
+        sizes = np.array([self.sizes(first + i) for i in range(plan.accumulation)])
         return float(sizes[number - first, rank] / sizes.mean())
 
-    def _sizes(self, number: int) -> np.ndarray:
+    def sizes(self, number: int) -> np.ndarray:
+        """Samples of each rank in global batch ``number``, ``(world_size,)``."""
         epoch, place = self.plan.locate(number)
         return self._epoch(epoch)[1].sizes(place)
 
