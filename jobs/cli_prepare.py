@@ -26,11 +26,12 @@ def toy(
     scenes: Annotated[int, typer.Option(min=1, help="Training scenes.")] = 4000,
     heldout: Annotated[int, typer.Option(min=1, help="Scenes kept for evaluation.")] = 240,
     seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what was prepared in OUT first.")] = False,
 ) -> None:
     """Draw the built-in toy set and prepare it: OUT/train and OUT/val, from the files in OUT/raw."""
     from jobs.prepare import run_prepare_toy, set_facts
 
-    manifests = run_prepare_toy(out, scenes=scenes, heldout=heldout, seed=seed)
+    manifests = run_prepare_toy(out, scenes=scenes, heldout=heldout, seed=seed, overwrite=overwrite)
     show_sets([set_facts(f"{out}/{name}", manifest) for name, manifest in manifests.items()])
 
 

@@ -43,17 +43,10 @@ def _tell_shared(out: str, manifest: Manifest) -> None:
         logger.warning("%s is empty: every image was left out by --exclude or rejected", out)
 
 
-def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int) -> dict[str, Manifest]:
-    """Draw the toy set as COCO, RefCOCO and RIC files below ``raw/``, and prepare ``train/`` and ``val/`` from them.
+def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int, overwrite: bool = False) -> dict[str, Manifest]:
+    """Draw and prepare the toy set on Ray, and return its splits ``train`` and ``val``.
 
-    Args:
-        out: local folder.
-        scenes: images of ``train``.
-        heldout: images of ``val``; splits never share a scene.
-        seed: of the drawing.
-
-    Raises:
-        UserError: a value is out of range, or a folder holds something else.
+    Args and errors are those of ``pipelines.sources.toy.prepare_toy``.
     """
     from pipelines.sources.toy import prepare_toy
 
@@ -64,6 +57,7 @@ def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int) -> dict[s
             scenes=scenes,
             heldout=heldout,
             seed=seed,
+            overwrite=overwrite,
             on_plan=telling.plan,
             on_progress=telling.progress,
             on_drawn=lambda split, done, count: drawn(done == count, split, done, count),

@@ -1,9 +1,13 @@
 """One place where jobs connect to Ray: the cluster named by the environment, else a small local one."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from padt.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +20,10 @@ WORKER_ENVIRONMENT = {
     # Ray Train's controller polls its workers this often; the default of 2 s is felt in short runs.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+"""Where object stores are: a cluster's workers get these from this process. Secrets are the cluster's own affair."""
+# Ray gives a node 30 seconds to start, which a machine that is busy with other work may not keep.
+_TRIES = 3
 
 
 def ensure_ray(dashboard: bool = False) -> bool:
@@ -29,6 +37,9 @@ def ensure_ray(dashboard: bool = False) -> bool:
 
     Returns:
         True if this call connected, so that the caller is the one to shut it down.
+
+    Raises:
+        UserError: the cluster cannot be reached, or a local Ray did not start.
     """
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -40,16 +51,49 @@ def ensure_ray(dashboard: bool = False) -> bool:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
+        _connect(runtime_env={"env_vars": worker_environment()}, **quiet)
         logger.info("connected to Ray at %s", os.environ["RAY_ADDRESS"])
     else:
         cpus = max(MINIMUM_CPUS, os.cpu_count() or 1)
         # This machine goes away all at once or not at all: nobody announces it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Workers inherit this process's environment through the local Ray's own processes.
-        ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
+        _connect(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
         logger.info("started a local Ray with %d logical CPUs", cpus)
     return True
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables of a cluster's workers, less those that a submitted job sets itself: Ray takes each from one side."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    wanted = WORKER_ENVIRONMENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return {name: value for name, value in wanted.items() if name not in given}
+
+
+def _connect(**options: Any) -> None:
+    import ray
+
+    for left in reversed(range(_TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except ConnectionError as error:
+            place = os.environ.get("RAY_ADDRESS", "this machine")
+            raise UserError(
+                f"Ray cannot be reached at {place} ({error}): check RAY_ADDRESS, or unset it to work on this machine."
+            ) from error
+        except Exception as error:
+            # Ray raises a plain Exception here.
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if not left:
+                raise UserError(
+                    f"Ray did not start on this machine in {_TRIES} tries: it is too busy or short of memory. Try "
+                    "again when there is less to do."
+                ) from error
+            logger.warning("Ray was slow to start; trying again")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from jobs.ray_session import PASSED_ON
 from padt.errors import UserError
 
 # In .gitignore's notation, as Ray takes them; plain names match at any depth.
@@ -22,7 +23,7 @@ EXCLUDES = (
     "*.tmp", "*.ipynb",
 )  # fmt: skip
 SIZE_LIMIT_MB = 100.0
-_ENVIRONMENT = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "HF_HUB_OFFLINE", "HF_HOME", "AWS_PROFILE", "AWS_REGION")
+_ENVIRONMENT = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "HF_HUB_OFFLINE", "HF_HOME", *PASSED_ON)
 _POLL_S = 1.0
 
 
