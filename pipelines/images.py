@@ -22,6 +22,8 @@ from pipelines.storage import is_local, reaching, read_file, resolve
 # Largest encoded image: a file of this size is no photograph, and one packed into a zip may claim to be any size.
 MOST_IMAGE_BYTES = 256 * 2**20
 
+# Pixels of a side that the hash of the look is made from, at least.
+_FEWEST_PIXELS = 48
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 _COCO_PREFIX = re.compile(r"^COCO_(?:train|val|test)\d{4}_")
@@ -57,7 +59,7 @@ def measure(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Measure
                     raise ImageError("image_too_large", f"{width}x{height} pixels are more than {pixel_budget:,}")
                 if image.getexif().get(_EXIF_ORIENTATION) in _TURNED:
                     width, height = height, width
-                image.draft("L", (max(1, image.size[0] // 8), max(1, image.size[1] // 8)))
+                image.draft("L", (max(_FEWEST_PIXELS, image.size[0] // 8), max(_FEWEST_PIXELS, image.size[1] // 8)))
                 image.load()
                 look = look_hash(image)
         except Image.DecompressionBombError as error:
