@@ -106,10 +106,12 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
         """As transformers', with the processor (where there is one) and a model card beside the weights."""
+        from padt.loading import register, save_beside
+
+        # The names of stored tensors follow from what transformers knows of this class.
+        register()
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process and self.processor is not None:
-            from padt.loading import save_beside
-
             save_beside(self, self.processor, save_directory)
 
     @torch.no_grad()
