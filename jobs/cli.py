@@ -134,30 +134,6 @@ def options(
 
 
 @app.command(
-    epilog=examples("padt inspect runs/demo/prepare/val", "padt inspect runs/coco-val --key 139 --out one.png")
-)
-def inspect(
-    data: Annotated[str, typer.Argument(help="Prepared set; any URL.")],
-    key: Annotated[str | None, typer.Option(help="Show this row: its key or image id.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 4,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Picture to write, such as view.png.")] = None,
-) -> None:
-    """Look into a prepared set: counts, rejects, and a picture with patch grid, boxes and masks."""
-    from pipelines.inspect import inspect as look
-
-    report = look(data, key, count, out)
-    console.out.print(console.table(data, ["what", "value"], report.facts))
-    console.out.print(console.table("Rows", ["kind", "in the sources>", "kept>", "rejected>"], report.kept))
-    if report.rejects:
-        console.out.print(console.table("Rejects", ["reason", "number>", "meaning"], report.rejects))
-    if report.repairs:
-        console.out.print(console.table("Repairs", ["repair", "number>"], report.repairs))
-    console.out.print(console.table("Classes", ["class", "objects>"], report.classes[:20]))
-    if report.picture_path:
-        console.out.print(f"picture: {report.picture_path}")
-
-
-@app.command(
     epilog=examples(
         "padt train --config toy_pretrain model=pipelines/toy/base output=runs/pretrain data.sets.0.url=runs/toy/train",
         "padt train -c finetune_pro model=/models/Qwen2.5-VL-3B output=s3://bucket/run workers=8 gpu=true zero_stage=2",

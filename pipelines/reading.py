@@ -58,11 +58,11 @@ def spread_rows(url: str, manifest: Manifest, count: int) -> list[dict[str, Any]
     return rows
 
 
-def find_row(url: str, manifest: Manifest, key: str) -> dict[str, Any]:
-    """The row with a key (``source/split/image_id``, or the image id alone).
+def find_row(url: str, manifest: Manifest, key: str) -> dict[str, Any] | None:
+    """The row with a key (``source/split/image_id``, or the image id alone); None where there is none.
 
     Raises:
-        UserError: there is no such row; a shard is missing or damaged.
+        UserError: a shard is missing or damaged.
     """
     for number in range(len(manifest.shards)):
         with _Shard(url, manifest, number) as file:
@@ -70,8 +70,7 @@ def find_row(url: str, manifest: Manifest, key: str) -> dict[str, Any]:
         found = pc.indices_nonzero(pc.or_(pc.equal(table["key"], key), pc.equal(table["image_id"], key)))
         if len(found):
             return read_row(url, manifest, number, found[0].as_py())
-    splits = ", ".join(manifest.splits)
-    raise UserError(f"{url} has no row {key!r}: keys look like {manifest.name}/{splits}/IMAGE_ID.")
+    return None
 
 
 class _Shard:

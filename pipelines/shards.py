@@ -5,6 +5,7 @@ the same file.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -216,7 +217,8 @@ def _excluded(
     return Reject(image_id, "image", reason, f"{unwanted.sets[owner].name} ({unwanted.sets[owner].url})")
 
 
-_STATISTICS = ("classes", "objects_per_image", "patches_per_object")
+_STATISTICS = ("classes", "object_sides", "image_sides", "objects_per_image", "patches_per_object")
+_IMAGE_SIDE_STEP = 128
 
 
 def _count(row: dict[str, Any], result: ShardResult) -> None:
@@ -229,8 +231,19 @@ def _count(row: dict[str, Any], result: ShardResult) -> None:
     result.counts["captions"] += len(row["captions"])
     result.counts["conversations"] += bool(row["messages"])
     result.statistics["classes"].update(item["label"] for item in row["objects"])
+    if row["width"]:
+        result.statistics["image_sides"][
+            str(-(-max(row["width"], row["height"]) // _IMAGE_SIDE_STEP) * _IMAGE_SIDE_STEP)
+        ] += 1
+    result.statistics["object_sides"].update(_side(item["box"], row) for item in row["objects"])
     result.statistics["objects_per_image"].update([str(len(patches))])
     result.statistics["patches_per_object"].update(str(count) for count in patches)
+
+
+def _side(box: Sequence[float], row: dict[str, Any]) -> str:
+    """Square root of a box's area in pixels, rounded up to a power of two."""
+    side = math.sqrt((box[2] - box[0]) * row["width"] * (box[3] - box[1]) * row["height"])
+    return str(1 << max(0, math.ceil(side) - 1).bit_length())
 
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
