@@ -26,11 +26,24 @@ IMAGE_PLACE = ImagePlace()
 
 
 @dataclass(frozen=True)
+class Said:
+    """What the model itself has said before, token by token, VRTs included: ``padt.results.Prediction.turn``."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Turn:
-    """What one side says: text, places of pictures (in user turns), groups of VRTs (in the assistant's)."""
+    """What one side says.
+
+    Attributes:
+        role: who speaks.
+        content: text, and places of pictures in user turns; in the assistant's also groups of VRTs (to learn), or what
+            was generated before.
+    """
 
     role: Role
-    content: tuple["str | Group | ImagePlace", ...]
+    content: tuple["str | Group | ImagePlace | Said", ...]
 
     @property
     def text(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from padt.conversation import ImagePlace, Turn, check_turns
+from padt.conversation import ImagePlace, Said, Turn, check_turns
 from padt.errors import UserError
 from padt.tasks import Group
 
@@ -88,11 +88,13 @@ def lay_out(vocabulary: Vocabulary, turns: Sequence[Turn], patch_counts: Sequenc
         spoken = turns[turn].role == "assistant"
         if isinstance(piece, str):
             layout.add(vocabulary.tokenize(piece), spoken)
-        elif spoken:
+        elif isinstance(piece, Said) and spoken:
+            layout.add([token for token in piece.token_ids if token != vocabulary.end_token_id], spoken)
+        elif not isinstance(piece, Said) and spoken:
             layout.groups.append((piece, len(layout.ids)))
             layout.add([vocabulary.vrt_offset + offsets[piece.image] + vrt for vrt in piece.vrts], spoken)
         else:
-            raise UserError(f"A turn of the {turns[turn].role} holds an object: only the assistant's turns may.")
+            raise UserError(f"A turn of the {turns[turn].role} holds an object or an answer: only the assistant's may.")
         start, last = len(layout.ids), number == len(pieces)
         _add_template(layout, vocabulary, text, places)
         if spoken and (last or pieces[number][0] != turn):

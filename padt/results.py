@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from padt.conversation import Said, Turn
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -95,6 +97,11 @@ class Prediction:
     @property
     def _first(self) -> Frame:
         return self.images[0] if self.images else _NO_PICTURE
+
+    @property
+    def turn(self) -> Turn:
+        """The answer as the assistant's turn of a conversation that goes on, VRTs included."""
+        return Turn("assistant", (Said(self.token_ids),))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, ``width``, ``height`` and ``grid`` among them; token ids are left out."""

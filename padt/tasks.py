@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from padt.conversation import ImagePlace, Turn, question, read_messages
+from padt.conversation import Turn, question, read_messages
 from padt.errors import UserError
 from padt.patches import unpack_patches
 from padt.vrt import VRTRule, choose_vrts
@@ -87,7 +87,7 @@ class Sample:
     @property
     def answer(self) -> tuple[str | Group, ...]:
         """The last answer: text pieces and groups."""
-        return tuple(piece for piece in self.turns[-1].content if not isinstance(piece, ImagePlace))
+        return tuple(piece for piece in self.turns[-1].content if isinstance(piece, str | Group))
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -1,13 +1,18 @@
 """Conversations: several turns, several images or none; what is supervised, and what generation makes of the same."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
 import torch
 
 from padt.batch import collate
-from padt.conversation import IMAGE_PLACE, ConversationError, Turn, check_turns, read_chat, read_messages
+from padt.conversation import IMAGE_PLACE, ConversationError, Turn, check_turns, question, read_chat, read_messages
 from padt.errors import UserError
 from padt.losses import LossSettings
+from padt.prediction import GenerationSettings, Request, predict
+from padt.requests import chat_request
 from padt.tasks import Group, ObjectTarget, Sample, TaskOptions, render
 from tests.padt.test_batch import picture, square
 from tests.padt.test_processor import NASTY
@@ -155,6 +160,51 @@ def test_steps_after_a_prompt_of_several_images_give_the_logits_of_one_pass(rand
     logits = random_model(**whole).logits[0]
     logits[:, processor.end_token_id] = -torch.inf
     assert logits[-extra - 1 : -1].argmax(-1).tolist() == answer[0, -extra:].tolist()
+
+
+def test_a_conversation_goes_on_from_an_answer_with_its_vrts(random_model):
+    # The model sees its own words again, token by token; a batch mixes what is asked for the first and the second time.
+    first, second, settings = picture(84, 56), picture(56, 56, 1), GenerationSettings(max_new_tokens=12)
+    (answer,) = predict(random_model, [[first, second]], ["where?"], settings)
+    assert any(token >= ROWS for token in answer.token_ids)
+    processor = random_model.processor
+    asked = Request("text", (question("where?", 2), answer.turn, user("again?")))
+    inputs, _ = processor.prompt_inputs([[first, second]], [asked.prompt])
+    before = processor.prompt_ids("where?", [6, 4])
+    said = [token for token in answer.token_ids if token != processor.end_token_id]
+    assert inputs["input_ids"][0, : len(before) + len(said) + 1].tolist() == [*before, *said, processor.end_token_id]
+    alone = predict(random_model, [[first, second]], [asked], settings)
+    both = predict(random_model, [[first, second], None], [asked, "hello"], settings)
+    assert both[0].token_ids == alone[0].token_ids and not both[1].objects
+
+
+def test_chat_messages_are_answered(random_model):
+    def encoded(image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+    parts = [{"type": "image_url", "image_url": {"url": encoded(picture(84, 56))}}, {"type": "text", "text": "where?"}]
+    settings = GenerationSettings(max_new_tokens=6)
+    found = predict(random_model, *chat_request([{"role": "user", "content": parts}]), settings)
+    assert found[0].token_ids == predict(random_model, picture(84, 56), "where?", settings)[0].token_ids
+    assert found[0].width == 84
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("https://example.com/a.png", "not fetched"),
+        ("file:///etc/passwd", "not fetched"),
+        ("/etc/passwd", "not fetched"),
+        ("data:image/png,abc", "data URL cannot be read"),
+        ("data:image/png;base64,?", "data URL cannot be read"),
+    ],
+)
+def test_pictures_of_strangers_are_never_looked_up(image, message):
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "?"}]
+    with pytest.raises(UserError, match=message):
+        chat_request([{"role": "user", "content": content}], files=False)
 
 
 def test_a_marker_is_a_place_and_pictures_without_one_come_first():
