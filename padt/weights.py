@@ -211,8 +211,8 @@ def _check_head(folder: str | os.PathLike, config: PaDTConfig, stored: Mapping[s
     same_shape = stored[HEAD].shape == stored[EMBEDDING].shape
     if not same_shape or not torch.equal(read_tensor(stored[HEAD]), read_tensor(stored[EMBEDDING])):
         raise UserError(
-            f"The weights in {folder} do not fit: {HEAD} differs from {EMBEDDING}, but {where} = true: set it to false "
-            "if the head was trained apart."
+            f"The weights in {folder} do not fit: {HEAD} differs from {EMBEDDING}, but {where} = true: set it to "
+            "false, wherever it stands there, if the head was trained apart."
         )
 
 

@@ -7,26 +7,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 
 from padt.config import PaDTConfig
 from padt.errors import UserError
-from padt.loading import FRESH_PREFIXES, is_model_folder, load_config, load_model, load_processor, register, save_model
-from tests.padt.tiny import tiny_config, tiny_model, tiny_processor
-
-
-def hub_folder(folder, tied=True):
-    """A plain Qwen2.5-VL as on the Hub: old key names, no prototypes, no decoder."""
-    values = tiny_config(tied).to_dict()
-    from transformers import Qwen2_5_VLConfig
-
-    ours = ("vl_decoder", "feature_order", "use_visual_prototype_projection", "prototype_rank", "model_type")
-    config = Qwen2_5_VLConfig(**{key: value for key, value in values.items() if key not in ours})
-    torch.manual_seed(1)
-    plain = Qwen2_5_VLForConditionalGeneration(config).eval()
-    plain.save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return plain
+from padt.loading import FRESH_PREFIXES, is_model_folder, load_config, load_model, load_processor, save_model
+from padt.model.modeling import PaDTForConditionalGeneration
+from tests.padt.folders import edit_json, edit_weights, hub_folder, same_tensors, weights_of
+from tests.padt.tiny import tiny_model
 
 
 @pytest.fixture
@@ -42,12 +29,6 @@ def facts_of(config):
         for name in ("dtype", "_name_or_path"):
             section.pop(name, None)
     return values
-
-
-def edit_weights(folder, change):
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -115,16 +96,6 @@ def test_released_weights_come_back_bit_equal_from_our_own_save(trained_model, t
     before, after = trained_model.state_dict(), again.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert again.config.feature_order == "reference"
-
-
-def test_auto_classes_serve_our_own_saves(own_folder):
-    folder, model = own_folder
-    register()
-    assert isinstance(AutoConfig.from_pretrained(folder), PaDTConfig)
-    again = AutoModelForImageTextToText.from_pretrained(folder)
-    assert type(again) is type(model)
-    assert torch.equal(again.vl_decoder.vp_embedding.weight, model.vl_decoder.vp_embedding.weight)
-    assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
 def test_a_missing_key_is_named(own_folder):
@@ -243,3 +214,139 @@ def test_an_unknown_attention_is_refused(own_folder):
     with pytest.raises(UserError, match="attn_implementation 'flash' is unknown"):
         load_model(folder, device="cpu", attn_implementation="flash")
     assert load_model(folder, device="cpu", attn_implementation="eager").config._attn_implementation == "eager"
+
+
+def test_parts_that_start_fresh_are_the_same_under_a_seed_and_leave_other_draws_alone(tmp_path):
+    hub_folder(tmp_path / "hub")
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first, again, other = (load_model(tmp_path / "hub", device="cpu", seed=seed).vl_decoder for seed in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert same_tensors(first.state_dict(), again.state_dict())
+    assert not torch.equal(first.vp_embedding.weight, other.vp_embedding.weight)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        drawn.append(load_model(tmp_path / "hub", device="cpu").vl_decoder.state_dict())
+    assert same_tensors(*drawn)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sharded_saves_of_hub_and_ours_load_like_single_files(tmp_path, tied):
+    plain = hub_folder(tmp_path / "hub", tied, max_shard_size="50KB")
+    assert len(list((tmp_path / "hub").glob("*.safetensors"))) > 1
+    model = load_model(tmp_path / "hub", device="cpu", seed=0)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in plain.state_dict().items())
+    folder = save_model(model, model.processor, tmp_path / "own", max_shard_size="50KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    assert same_tensors(load_model(folder, device="cpu").state_dict(), model.state_dict())
+
+
+def test_a_tied_model_may_store_its_head_only_if_it_is_the_embedding(tmp_path):
+    hub_folder(tmp_path / "hub")
+    table = weights_of(tmp_path / "hub")["model.embed_tokens.weight"]
+    edit_weights(tmp_path / "hub", lambda weights: weights.update({"lm_head.weight": table.clone()}))
+    model = load_model(tmp_path / "hub", device="cpu")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    edit_weights(tmp_path / "hub", lambda weights: weights["lm_head.weight"].add_(1))
+    with pytest.raises(UserError, match=r"lm_head\.weight differs .*tie_word_embeddings = true: set it to false"):
+        load_model(tmp_path / "hub", device="cpu")
+    config = tmp_path / "hub" / "config.json"
+    text = {**json.loads(config.read_text())["text_config"], "tie_word_embeddings": False}
+    edit_json(config, tie_word_embeddings=False, text_config=text)
+    model = load_model(tmp_path / "hub", device="cpu")
+    assert torch.equal(model.lm_head.weight, table + 1)
+    assert torch.equal(model.get_input_embeddings().weight, table)
+
+
+def test_an_untied_model_without_its_head_is_refused(tmp_path):
+    hub_folder(tmp_path / "hub", tied=False)
+    edit_weights(tmp_path / "hub", lambda weights: weights.pop("lm_head.weight"))
+    with pytest.raises(UserError, match=r"missing lm_head\.weight.*tie_word_embeddings = false"):
+        load_model(tmp_path / "hub", device="cpu")
+
+
+def test_decoder_weights_without_their_section_are_not_taken_for_a_base(own_folder):
+    # Loaded as plain Qwen2.5-VL they would come back in raster order: wrong boxes without a word.
+    folder, _ = own_folder
+    values = json.loads((folder / "config.json").read_text())
+    values.pop("vl_decoder")
+    (folder / "config.json").write_text(json.dumps({**values, "model_type": "qwen2_5_vl"}))
+    with pytest.raises(UserError, match="no vl_decoder section"):
+        load_model(folder, device="cpu")
+
+
+def test_sizes_that_do_not_fit_together_are_named(own_folder):
+    folder, _ = own_folder
+    section = json.loads((folder / "config.json").read_text())["vl_decoder"]
+    edit_json(folder / "config.json", vl_decoder={**section, "num_heads": 3})
+    with pytest.raises(UserError, match=r"config\.json: vl_decoder\.num_heads is 3 but vision_config\.num_heads is 4"):
+        load_model(folder, device="cpu")
+    edit_json(folder / "config.json", vl_decoder=section, feature_order="sideways")
+    with pytest.raises(UserError, match=r"config\.json cannot be used .*sideways"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [
+        (None, torch.float32),
+        ("auto", torch.bfloat16),
+        ("float16", torch.float16),
+        ("bfloat16", torch.bfloat16),
+        (torch.float32, torch.float32),
+    ],
+)
+def test_types_of_weights_by_name(reference_fixture, tmp_path, asked, got):
+    from tests.parity.fixture import Fixture
+
+    folder = Fixture(reference_fixture).assemble_model(tmp_path)
+    model = load_model(folder, device="cpu", dtype=asked, with_processor=False)
+    assert {parameter.dtype for parameter in model.parameters()} == {got}
+
+
+def test_an_unknown_type_is_refused(own_folder):
+    with pytest.raises(UserError, match="dtype 'half-ish' is unknown: use auto, float32"):
+        load_model(own_folder[0], device="cpu", dtype="half-ish")
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+def test_device_maps(own_folder, device_map):
+    pytest.importorskip("accelerate")
+    folder, model = own_folder
+    again = load_model(folder, device_map=device_map, dtype="auto")
+    tensors = {name: tensor.cpu() for name, tensor in again.state_dict().items()}
+    assert same_tensors(tensors, model.state_dict())
+    assert again.lm_head.weight is again.get_input_embeddings().weight
+    with pytest.raises(UserError, match="device or device_map, not both"):
+        load_model(folder, device_map=device_map, device="cpu")
+
+
+def test_transformers_own_door_is_as_strict(reference_fixture, own_folder, tmp_path):
+    # Without the override it would take a released folder in raster order, and initialise its language model at random.
+    from tests.parity.fixture import Fixture
+
+    (tmp_path / "released").mkdir()
+    released = Fixture(reference_fixture).assemble_model(tmp_path / "released")
+    model = PaDTForConditionalGeneration.from_pretrained(released)
+    stored = weights_of(released)
+    assert model.config.feature_order == "reference"
+    assert torch.equal(model.vl_decoder.vp_embedding.weight, stored["vl_decoder.vp_embedding.weight"])
+    assert torch.equal(model.get_input_embeddings().weight, stored["model.embed_tokens.weight"])
+    assert PaDTConfig.from_pretrained(released).feature_order == "reference"
+    folder, _ = own_folder
+    edit_weights(folder, lambda weights: weights.pop("vl_decoder.score_prediction.bias"))
+    with pytest.raises(UserError, match=r"missing vl_decoder\.score_prediction\.bias"):
+        PaDTForConditionalGeneration.from_pretrained(folder)
+
+
+def test_answers_end_where_a_turn_ends_whatever_the_folder_says(tmp_path):
+    hub_folder(tmp_path / "hub")
+    (tmp_path / "hub" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    model = load_model(tmp_path / "hub", device="cpu")
+    assert model.generation_config.eos_token_id == [model.processor.end_token_id, 7]
+    assert model.generation_config.pad_token_id == model.processor.pad_token_id
+    folder = save_model(model, model.processor, tmp_path / "own")
+    saved = json.loads((folder / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [model.processor.end_token_id, 7]
+    assert saved["pad_token_id"] == model.processor.pad_token_id
