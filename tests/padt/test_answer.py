@@ -1,8 +1,10 @@
 """Answers are read by token ids: every group is found, named and placed, whatever stands around it."""
 
+import random
+
 import pytest
 
-from padt.answer import label_of, parse_answer
+from padt.answer import AnswerParser, label_of, parse_answer
 from tests.padt.tiny import ROWS
 
 
@@ -102,3 +104,55 @@ def test_signs_alone_keep_the_label_in_force():
     assert label_of(", ", "cat") == "cat"
     assert label_of(' and "x"', "cat") == "x"
     assert label_of("; a small dog (", "cat") == "a small dog"
+
+
+def test_a_group_with_a_dropped_vrt_is_not_complete(parse):
+    (group,) = parse('"cat" (', 2, 50, ")", END, patches=(10,)).groups
+    assert group.vrts == (2,) and not group.complete
+
+
+def test_labels_whose_characters_are_spread_over_tokens(parse, processor):
+    label = "猫 — “chat” 🐈‍⬛"
+    assert len(processor.tokenize(label)) > len(label)
+    assert facts(parse(f'The "{label}" refers to ', 4, ", ", 5, END)) == [(label, (4,)), (label, (5,))]
+
+
+def test_a_torn_character_before_a_group_breaks_nothing(processor):
+    ids = [*processor.tokenize("a "), *processor.tokenize("🐈")[:2], ROWS + 7, processor.end_token_id]
+    (group,) = parse_answer(ids, ROWS, [10], processor.decode_ids, [processor.end_token_id]).groups
+    assert group.vrts == (7,) and "\ufffd" in group.label
+
+
+def test_any_answer_is_read_whole_and_the_same_token_by_token(processor):
+    """Random answers: nothing is lost, nothing is made up, and a reader of the stream sees the same groups."""
+    rng = random.Random(0)
+    words = [*processor.tokenize('a "b" (c), . 猫🐈'), processor.image_token_id]
+    for _ in range(300):
+        counts = [rng.randrange(1, 6) for _ in range(rng.randrange(3))]
+        beyond = sum(counts) + 3
+        ids = [
+            ROWS + rng.randrange(beyond) if rng.random() < 0.5 else rng.choice(words) for _ in range(rng.randrange(12))
+        ]
+        ended = rng.random() < 0.5
+        padding = [processor.end_token_id, processor.pad_token_id, ROWS] if ended else []
+        ends = [processor.end_token_id, processor.pad_token_id]
+        whole = parse_answer(ids + padding, ROWS, counts, processor.decode_ids, ends)
+
+        parser = AnswerParser(ROWS, counts, processor.decode_ids, ends)
+        seen = [group for token in ids + padding for group in parser.feed(token)] + parser.finish()
+        assert tuple(seen) == whole.groups and parser.ids == ids and parser.result() == whole
+        assert whole.truncated is not ended
+
+        known = {place for place, token in enumerate(ids) if ROWS <= token < ROWS + sum(counts)}
+        placed = [place for group in whole.groups for place in range(*group.span)]
+        assert placed == sorted(known), "each VRT of a patch is in exactly one group, in order"
+        for group in whole.groups:
+            assert [ids[place] - ROWS for place in range(*group.span)] == list(group.vrts)
+            first = sum(counts[: group.image])
+            assert all(first <= vrt < first + counts[group.image] for vrt in group.vrts)
+            before, after = group.span[0] - 1, group.span[1]
+            touches = [place for place in (before, after) if 0 <= place < len(ids) and ids[place] >= ROWS]
+            cut = not ended and after == len(ids)
+            assert group.complete == (not touches and not cut)
+        dropped = sum(token >= ROWS + sum(counts) for token in ids)
+        assert sum("beyond" in warning for warning in whole.warnings) == dropped

@@ -115,6 +115,61 @@ def test_a_text_only_turn_and_several_images(model):
         assert thing.mask["size"] == ([90, 120], [60, 60])[thing.image]
 
 
+@pytest.mark.parametrize("settings", [SHORT, GenerationSettings(max_new_tokens=24, num_beams=2)])
+def test_objects_of_each_image_lie_in_that_image(model, settings):
+    """VRTs run on over the images of a request; boxes, masks and patches are those of the image they belong to."""
+    images = [picture(), picture(200, 60, 3), picture(60, 120, 4)]
+    request = detect_request(["cat"])
+    others = [text_request("hello"), detect_request(["dog", "person"])]
+    together = predict(model, [[], images, images[0]], [others[0], request, others[1]], settings)
+    found = together[1]
+    assert [(frame.width, frame.height) for frame in found.images] == [(120, 90), (200, 60), (60, 120)]
+    assert together[0].images == () and len(together[2].images) == 1
+    assert {thing.image for thing in found.objects} - {0}, "the test must see a later image"
+    assert_same(predict(model, [images], [request], settings)[0], found)
+    states = states_of(model, images, request, found)
+    before = np.cumsum([0, *(frame.patches for frame in found.images)])
+    for thing in found.objects:
+        frame = found.images[thing.image]
+        vrts = [token - model.processor.vrt_offset for token in found.token_ids[slice(*thing.span)]]
+        assert [vrt - before[thing.image] for vrt in vrts] == list(thing.patches)
+        assert all(0 <= patch < frame.patches for patch in thing.patches)
+        assert thing.mask["size"] == [frame.height, frame.width]
+        box = box_of(model, images[thing.image], states[slice(*thing.span)])
+        assert thing.box == pytest.approx((box * torch.tensor([frame.width, frame.height] * 2)).tolist(), abs=0.05)
+
+
+def test_forms_of_asking(toy_model, shapes, tmp_path):
+    """One request or several, one picture or one for each, plain words or a task, a method or a function."""
+    shapes.save(tmp_path / "shapes.png")
+    asked = [refer_request("the red circle"), refer_request("the blue square"), text_request("Is there a circle?")]
+    expected = predict(toy_model, [shapes] * 3, asked, SHORT)
+    assert [thing.label for found in expected for thing in found.objects] == ["the red circle", "the blue square"]
+    for images in (
+        shapes,
+        str(tmp_path / "shapes.png"),
+        tmp_path / "shapes.png",
+        (tmp_path / "shapes.png").read_bytes(),
+    ):
+        for one, other in zip(toy_model.predict(images, asked, SHORT), expected, strict=True):
+            assert_same(one, other)
+    (words,) = toy_model.predict(shapes, "Is there a circle?", SHORT)
+    assert_same(words, expected[2])
+    (alone,) = toy_model.predict(None, "Hello!", SHORT)
+    assert alone.images == () and alone.objects == ()
+    assert_same(toy_model.predict([], "Hello!", SHORT)[0], alone)
+
+
+def test_found_things_are_where_they_are(toy_model, shapes):
+    """The shipped toy model points rightly in a picture it has never seen."""
+    for words, box in (("the red circle", (10, 12, 60, 62)), ("the blue square", (95, 70, 150, 125))):
+        (found,) = toy_model.predict(shapes, refer_request(words), SHORT)
+        (thing,) = found.objects
+        assert thing.label == words
+        assert thing.box == pytest.approx(box, abs=20)
+        assert decode(thing.mask)[box[1] : box[3], box[0] : box[2]].sum() > 0.9 * area(thing.mask) > 0
+
+
 @pytest.mark.parametrize("beams", [2, 3])
 def test_beams_decode_the_states_of_the_answer_that_won(model, beams):
     settings = GenerationSettings(max_new_tokens=16, num_beams=beams)
@@ -130,7 +185,8 @@ def test_beams_decode_the_states_of_the_answer_that_won(model, beams):
 
 def states_of(model, image, request, prediction):
     """States that predict each token of an answer, from one forward pass over all of it."""
-    inputs, _ = model.processor.prompt_inputs([[image]], [request.prompt])
+    images = image if isinstance(image, list) else [image]
+    inputs, _ = model.processor.prompt_inputs([images], [request.prompt])
     length = inputs["input_ids"].shape[1]
     answer = torch.tensor([prediction.token_ids])
     inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
@@ -188,6 +244,8 @@ def test_a_cut_group_is_kept_and_marked(trained_model):
 def test_predictions_are_plain_json(random_model):
     (found,) = predict(random_model, [picture()], [detect_request(["a"])], SHORT)
     values = json.loads(json.dumps(found.to_dict()))
+    assert values["images"] == [{"width": 120, "height": 90, "grid": [3, 4]}]
+    assert (values["width"], values["height"], values["grid"]) == (120, 90, [3, 4])
     assert values["objects"][0]["mask"]["size"] == [90, 120] and "token_ids" not in values
     assert 0 <= area(found.objects[0].mask) <= 90 * 120
 
