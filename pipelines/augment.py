@@ -63,10 +63,14 @@ class AugmentOptions:
         """Most patches that a view of pictures with these grids can have, arrays of equal shape."""
         if self.scale == (1.0, 1.0) and not self.crop:
             return grid_h * grid_w
-        # Rounding of the picture's size to patches, here and at the new scale, is at most one patch a side.
+        # A side of g patches is up to g + 1/2 patches long before rounding, here as at the new scale.
         factor = max(1.0, self.scale[1])
-        grown = np.ceil(grid_h * factor + 1).astype(np.int64) * np.ceil(grid_w * factor + 1).astype(np.int64)
-        return np.minimum(grown, np.maximum(policy.max_pixels // policy.factor**2, grid_h * grid_w))
+        grown = [np.floor((side + 0.5) * factor + 0.5).astype(np.int64) for side in (grid_h, grid_w)]
+        area, limit = grid_h * grid_w, policy.max_pixels // policy.factor**2
+        # A window is never larger, but where the policy's limits shape the picture its sides may round another way.
+        free = ((grid_h + 1) * (grid_w + 1) <= limit) & (area > 2 * math.ceil(policy.min_pixels / policy.factor**2))
+        smaller = free & (self.scale[1] <= 1)
+        return np.where(smaller, area, np.minimum(grown[0] * grown[1], np.maximum(limit, area)))
 
 
 @dataclass(frozen=True)
