@@ -82,7 +82,9 @@ class Folder:
         path = self.path(name)
         temporary = f"{path}{_TEMPORARY}{uuid.uuid4().hex}"
         try:
-            self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            if not _is_object_store(self.fs):
+                # There, folders are but parts of names, and making one would make a bucket whose name is misspelt.
+                self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             try:
                 with self.fs.open(temporary, "wb") as handle:
                     yield (file := HashingFile(handle))
@@ -181,6 +183,11 @@ def is_local(fs: Any) -> bool:
     """Whether a file system is this machine's own disk."""
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     return protocol in ("file", "local")
+
+
+def _is_object_store(fs: Any) -> bool:
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return bool(protocols & {"s3", "s3a", "gs", "gcs", "abfs", "az", "oss"})
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
