@@ -13,7 +13,8 @@ from rich.table import Table
 from jobs.records import Observer, RecipeResult, StageRecord
 
 # Results go to stdout; everything about how it goes goes to stderr, so that output can be piped.
-out = Console(highlight=False)
+# What users' files say is printed as it is: a class called "[/b]" is no markup.
+out = Console(highlight=False, markup=False)
 err = Console(stderr=True, highlight=False)
 
 ROOMS = ("jobs", "pipelines", "padt", "serve")
