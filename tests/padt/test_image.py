@@ -88,16 +88,52 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         assert caught.value.reason == "image_missing"
 
 
-def test_the_pixel_budget_holds_before_decoding():
-    # A header that promises 30000 x 30000 pixels (2.7 GB), and one just over the budget.
-    for side in (30_000, 10_001):
+def giant(fmt, side):
+    """A small file whose header promises ``side`` x ``side`` pixels: decoding it would fail, or fill the memory."""
+    data = bytearray(encoded(gradient(), fmt))
+    if fmt == "PNG":
         header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-        with pytest.raises(ImageError, match="scale it down") as caught:
-            open_image(data + encoded(gradient())[33:])
-        assert caught.value.reason == "image_too_large"
+        data[8:33] = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    elif fmt == "JPEG":
+        frame = data.index(b"\xff\xc0")
+        data[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    elif fmt == "BMP":
+        data[18:26] = struct.pack("<ii", side, side)
+    else:
+        data[6:10] = struct.pack("<HH", side, side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "BMP", "GIF"])
+@pytest.mark.parametrize("side", [30_000, 10_001])
+def test_the_pixel_budget_holds_before_decoding(fmt, side, tmp_path):
+    # 30000 x 30000 are 2.7 GB; 10001 x 10001 is just over the budget.
+    (tmp_path / "giant.img").write_bytes(giant(fmt, side))
+    for source in (giant(fmt, side), tmp_path / "giant.img"):
+        with pytest.raises(ImageError, match=f"{side}x{side} pixels, more than the budget of 100,000,000") as caught:
+            open_image(source)
+        assert caught.value.reason == "image_too_large" and "scale it down" in str(caught.value)
     with pytest.raises(ImageError, match="40x30"):
         open_image(encoded(gradient()), pixel_budget=1000)
+
+
+def test_a_picture_that_is_opened_already_keeps_to_the_rules():
+    Image.MAX_IMAGE_PIXELS, before = None, Image.MAX_IMAGE_PIXELS
+    try:
+        with pytest.raises(ImageError, match="30000x30000"):
+            open_image(Image.open(io.BytesIO(giant("PNG", 30_000))))
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+    cut = Image.open(io.BytesIO(encoded(gradient(200, 150), "JPEG")[:2000]))
+    with pytest.raises(ImageError, match="not a readable image"):
+        open_image(cut)
+    with pytest.raises(ImageError, match="0x5 pixels"):
+        open_image(Image.new("RGB", (0, 5)))
+
+
+def test_addresses_are_not_fetched():
+    with pytest.raises(ImageError, match=r"https://example.org/cat.jpg is a URL: download"):
+        open_image("https://example.org/cat.jpg")
 
 
 def test_tiny_and_thin_images():
