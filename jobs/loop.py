@@ -198,19 +198,41 @@ class Meter:
     batches: int = 0
     samples: int = 0
     tokens: int = 0
+    objects: int = 0
     total: torch.Tensor | None = None
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def add(self, total: torch.Tensor, parts: dict[str, torch.Tensor], samples: int, tokens: int) -> None:
-        """Count one batch; losses stay on their device."""
+    def add(self, total: torch.Tensor, parts: dict[str, torch.Tensor], samples: int, tokens: int, objects: int) -> None:
+        """Count one batch; losses stay on their device. Means over objects count by their number."""
         self.batches += 1
         self.samples += samples
         self.tokens += tokens
+        self.objects += objects
         self.total = total if self.total is None else self.total + total
         for name in _LOSSES:
             if name in parts:
-                value = parts[name].detach().float()
+                value = parts[name].detach().float() * (1 if name == "token" else objects)
                 self.parts[name] = value if name not in self.parts else self.parts[name] + value
+
+    def sums(self, wait_share: float) -> torch.Tensor:
+        """What the ranks add up: losses, then objects, samples, tokens and the share of time spent waiting."""
+        assert self.total is not None  # a record follows at least one batch
+        values = torch.stack([self.total, *(self.parts[name] for name in sorted(self.parts))]).float()
+        counts = torch.tensor([self.objects, self.samples, self.tokens, wait_share], device=values.device)
+        return torch.cat([values, counts])
+
+    def means(self, joined: list[float], world: int) -> dict[str, float]:
+        """Losses from the sums of all ranks.
+
+        Where conversations are mixed in, batches may have no objects: these say nothing of boxes and masks, and a
+        record of nothing else leaves them out.
+        """
+        batches, objects = world * self.batches, joined[-4]
+        means = {"train/loss": joined[0] / batches}
+        for name, value in zip(sorted(self.parts), joined[1:], strict=False):
+            if count := batches if name == "token" else objects:
+                means[f"train/loss_{name}"] = value / count
+        return means
 
 
 class Session:
@@ -294,7 +316,7 @@ class Session:
         self.engine.step()
         # With batches of unequal size the weight tells how this one compares with the step's mean.
         self.samples += round(samples * self.job.plan.world_size / batch.weight)
-        meter.add(total, output.parts, samples, tokens)
+        meter.add(total, output.parts, samples, tokens, len(batch.objects.counts))
 
     def _norm_before_step(self) -> None:
         """Without ZeRO DeepSpeed clips but does not tell the norm; with it the engine knows after the step."""
@@ -309,23 +331,18 @@ class Session:
         """Average over all ranks (one collective) and send a record."""
         seconds = time.perf_counter() - meter.begun
         world = self.job.plan.world_size
-        names = sorted(meter.parts)
-        assert meter.total is not None  # a record follows at least one batch
-        values = torch.stack([meter.total, *(meter.parts[name] for name in names)]) / meter.batches
-        counts = torch.tensor([meter.samples, meter.tokens, waited / seconds], device=values.device)
-        joined = torch.cat([values.float(), counts])
+        sums = meter.sums(waited / seconds)
         if world > 1:
-            dist.all_reduce(joined)
-        mean = (joined / world).tolist()
+            dist.all_reduce(sums)
+        joined = sums.tolist()
         norm = self._grad_norm if self._grad_norm is not None else self.engine.get_global_grad_norm()
         metrics = {
-            "train/loss": mean[0],
-            **{f"train/loss_{name}": mean[1 + i] for i, name in enumerate(names)},
+            **meter.means(joined, world),
             "train/lr": learning_rate(self.step - 1, self.job.total_steps, self.job.config.optimizer),
             "train/epoch": self._epochs_done(),
-            "perf/samples_per_s": float(joined[-3]) / seconds,
-            "perf/tokens_per_s": float(joined[-2]) / seconds,
-            "perf/data_wait_frac": mean[-1],
+            "perf/samples_per_s": joined[-3] / seconds,
+            "perf/tokens_per_s": joined[-2] / seconds,
+            "perf/data_wait_frac": joined[-1] / world,
             "perf/step_seconds": seconds * self.job.config.accumulation / meter.batches,
         }
         if norm is not None:
