@@ -131,7 +131,8 @@ def _fill(
             fresh |= source is None
             # In place: other modules (a tied head) and PEFT hold the same parameter.
             torch.utils.swap_tensors(parameter, nn.Parameter(values, requires_grad=parameter.requires_grad))
-        if fresh and stored is not None:
+        # Adapters draw their own values below, and nothing else from the generator: as where ZeRO does not partition.
+        if fresh and stored is not None and ".lora_" not in name:
             model._init_weights(module)
     if stored is not None:
         reset(block)
