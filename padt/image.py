@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from padt.errors import ImageError, UserError
 
@@ -22,7 +22,11 @@ DEFAULT_PIXEL_BUDGET = 100_000_000
 MAX_ASPECT_RATIO = 200
 
 ImageSource = bytes | str | os.PathLike | Image.Image
-_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error)
+# What Pillow and its decoders raise on damaged files, besides its own error.
+UNREADABLE = (
+    *(UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError),
+    *(LookupError, TypeError, OverflowError, MemoryError),
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,12 @@ def check_shape(height: int, width: int, name: str = "An image") -> None:
         )
 
 
+def image_formats() -> tuple[str, ...]:
+    """Formats that are opened: those of pictures. Pillow knows more, and hands some (EPS) to other programs to run."""
+    known = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+    return (*known, "AVIF") if features.check("avif") else known
+
+
 def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Image.Image:
     """Decode an image, turn it upright after its EXIF orientation, and convert it to RGB.
 
@@ -113,13 +123,13 @@ def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) ->
         # Pillow's own bomb warning is replaced by the explicit budget.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(handle)
+            image = Image.open(handle, formats=image_formats())
         except Image.DecompressionBombError as error:
             size = _announced_size(handle)
             if size is not None:
                 _check_budget(size, pixel_budget, name)
             raise ImageError("image_too_large", f"{name} is too large ({error}): scale it down.") from error
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _unreadable(name, error) from error
         with image:
             _check_budget(image.size, pixel_budget, name)
@@ -129,7 +139,10 @@ def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) ->
 def _read(image: Image.Image, name: str) -> Image.Image:
     try:
         return _upright_rgb(image)
-    except _UNREADABLE as error:
+    except Image.DecompressionBombError as error:
+        # Some formats only say within how large their pictures are.
+        raise ImageError("image_too_large", f"{name} is too large ({error}): scale it down.") from error
+    except UNREADABLE as error:
         raise _unreadable(name, error) from error
 
 
@@ -159,7 +172,7 @@ def _announced_size(handle: BinaryIO) -> tuple[int, int] | None:
             handle.seek(0)
             try:
                 return factory(handle, "").size
-            except _UNREADABLE:
+            except (*UNREADABLE, Image.DecompressionBombError):
                 continue
     return None
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from padt.errors import ImageError, UserError
-from padt.image import DEFAULT_PIXEL_BUDGET
+from padt.image import DEFAULT_PIXEL_BUDGET, UNREADABLE, image_formats
 from pipelines.archives import archive_url
 from pipelines.hashes import look_hash
 from pipelines.storage import is_local, reaching, read_file, resolve
@@ -53,7 +53,7 @@ def measure(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Measure
         # Pillow's own bomb warning is replaced by the budget.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=image_formats()) as image:
                 width, height = image.size
                 if width * height > pixel_budget:
                     raise ImageError("image_too_large", f"{width}x{height} pixels are more than {pixel_budget:,}")
@@ -64,7 +64,7 @@ def measure(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Measure
                 look = look_hash(image)
         except Image.DecompressionBombError as error:
             raise ImageError("image_too_large", str(error)) from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+        except UNREADABLE as error:
             raise ImageError("image_unreadable", str(error)) from error
     return Measured(width, height, look)
 

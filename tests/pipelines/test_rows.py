@@ -162,6 +162,13 @@ def test_size_is_that_of_the_upright_image(orientation):
         (b"not an image", (120, 90), "image_unreadable"),
         (image_bytes()[:-2000], (120, 90), "image_unreadable"),
         (image_bytes(kind="PNG")[:-2000], (120, 90), "image_unreadable"),
+        # Pillow would hand it to Ghostscript, a program.
+        (image_bytes(kind="EPS"), (120, 90), "image_unreadable"),
+        (
+            image_bytes(kind="BMP")[:18] + b"\xff\xff\x00\x00" * 2 + image_bytes(kind="BMP")[26:],
+            None,
+            "image_too_large",
+        ),
         (ImageError("image_missing", "gone"), (120, 90), "image_missing"),
         (image_bytes(), (640, 480), "size_mismatch"),
         (image_bytes(900, 4), (900, 4), "image_aspect_ratio"),
