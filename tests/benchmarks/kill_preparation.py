@@ -22,11 +22,11 @@ import psutil
 from tests.pipelines.coco_files import content_of
 
 _RUN = """
-import logging, sys, ray
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-from pipelines.prepare import PrepareOptions, prepare
+import sys
+from jobs.prepare import run_prepare
+from pipelines.prepare import PrepareOptions
 options = PrepareOptions(annotations=sys.argv[1], images=sys.argv[2], out=sys.argv[3], rows_per_shard=int(sys.argv[4]))
-prepare(options)
+run_prepare(options)
 """
 
 
