@@ -61,6 +61,7 @@ def prepare(
             something else; there is no room.
     """
     folder, source = Folder(options.out), options.open_source()
+    folder.check_target()
     exclusion = load_exclusion(options.exclude, options.out)
     against = [load_compared(spec, options.out) for spec in options.against]
     sources = [

@@ -1,6 +1,7 @@
 """Folders and files on any file system that fsspec knows, written so that nothing half-written has its final name."""
 
 import hashlib
+import os
 import sys
 import time
 import uuid
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -41,6 +43,22 @@ class Folder:
         """Path of a name inside the folder, as its file system writes it."""
         root = self._place[1].rstrip("/")
         return f"{root}/{name}" if name else root
+
+    def check_target(self) -> None:
+        """Make sure, where that can be known beforehand, that the folder can be made or written.
+
+        Raises:
+            UserError: something that is no folder, or no right to write, stands in the way.
+        """
+        if not is_local(self.fs):
+            return
+        place = Path(self.path())
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"{self.url} cannot be written: {place} is not a folder. Give another --out.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"{self.url} cannot be written: you have no right to write in {place}. Give another --out.")
 
     def exists(self, name: str = "") -> bool:
         """Whether the file or folder is there."""
