@@ -90,3 +90,30 @@ def test_unknown_loss_settings_name_the_nearest():
 
     with pytest.raises(UserError, match="loss.maks.*loss.mask"):
         loss_settings(build("loss.maks=false"))
+
+
+def test_parts_that_are_trained():
+    everything = {"vision": True, "language": True, "prototypes": True, "decoder": True}
+    assert build().trained_parts() == everything, "the released recipe"
+    assert build("train.vision=false").trained_parts() == {**everything, "vision": False}
+    beside_lora = build("lora.rank=8").trained_parts()
+    assert beside_lora == {**everything, "vision": False, "language": False}
+    assert build("lora.rank=8", "train.vision=true").trained_parts()["vision"]
+
+
+def test_lora_names_its_targets():
+    from jobs.loop import lora_settings
+
+    assert lora_settings(build("lora.rank=8", "lora.targets=[q_proj,v_proj]").lora).targets == ("q_proj", "v_proj")
+    with pytest.raises(UserError, match="'qproj'.*did you mean q_proj"):
+        lora_settings(build("lora.targets=[qproj]").lora)
+    with pytest.raises(UserError, match=r"lora\.rnk.*did you mean rank"):
+        build("lora.rnk=8")
+
+
+def test_gradient_checkpointing_by_part_or_at_once():
+    assert build("gradient_checkpointing=true").gradient_checkpointing.decoder
+    config = build("gradient_checkpointing.vision=true")
+    assert config.gradient_checkpointing.vision and not config.gradient_checkpointing.language
+    # Results do not depend on it, so a run that ran out of memory goes on with it.
+    assert config.result_hash() == build().result_hash() != build("lora.rank=8").result_hash()

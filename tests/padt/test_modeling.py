@@ -189,3 +189,14 @@ def test_objects_decoded_in_chunks_are_those_decoded_at_once(random_model, monke
     for one, other in zip(chunked[2], whole[2], strict=True):
         torch.testing.assert_close(one, other)
     assert [tuple(mask.shape) for mask in whole[2]] == [(16, 24), (16, 16), (16, 16), (16, 24)]
+
+
+def test_without_prototype_projection_every_batch_still_trains(processor):
+    # The paper's ablation: VRTs are the raw patch features.
+    model = copy.deepcopy(tiny_model(use_visual_prototype_projection=False)).train()
+    for name, batch in batches(processor).items():
+        model.zero_grad()
+        output = model(batch=batch)
+        output.total.backward()
+        without = {key.split(".")[0] for key, value in model.named_parameters() if value.grad is None}
+        assert output.total.isfinite() and without == {"vis_norm", "vis_proj"}, name
