@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from tests.jobs.tiny_model import write_tiny_model
+from tests.conftest import REPOSITORY
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+@pytest.fixture
+def toy() -> str:
+    return str(REPOSITORY / "pipelines" / "toy" / "base")
 
 
 def jpeg() -> bytes:
@@ -81,19 +81,19 @@ def test_empty_words_are_refused_with_an_example(tmp_path, capsys, words, messag
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_odd_words_and_a_picture_of_one_pixel_are_answered(tiny, tmp_path, capsys):
+def test_odd_words_and_a_picture_of_one_pixel_are_answered(toy, tmp_path, capsys):
     (tmp_path / "dot.png").write_bytes(png(1, 1))
     for words in (["--refer", "<|VRT_5|><|image_pad|>"], ["--detect", 'a "b" [c], <|im_end|>']):
-        options = ["--model", tiny, "--max-new-tokens", "4", "--forbid-repeats"]
+        options = ["--model", toy, "--max-new-tokens", "4", "--forbid-repeats"]
         assert main(["predict", str(tmp_path / "dot.png"), *options, *words]) == 0
         record = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
         assert record["images"] == [{"width": 1, "height": 1, "grid": [2, 2]}]
 
 
-def test_explain_writes_a_sheet_and_the_numbers(tiny, tmp_path, capsys):
+def test_explain_writes_a_sheet_and_the_numbers(toy, tmp_path, capsys):
     Image.effect_noise((150, 112), 90).convert("RGB").save(tmp_path / "noise.png")
     out = tmp_path / "out"
-    words = ["explain", str(tmp_path / "noise.png"), "--model", tiny, "--caption", "--out", str(out)]
+    words = ["explain", str(tmp_path / "noise.png"), "--model", toy, "--caption", "--out", str(out)]
     assert main([*words, "--max-new-tokens", "12", "--top", "3"]) == 0
     record = json.loads((out / "noise.json").read_text())
     sheets = [found["sheet"] for found in record["objects"]] or ["noise.png"]
@@ -102,12 +102,12 @@ def test_explain_writes_a_sheet_and_the_numbers(tiny, tmp_path, capsys):
     assert all(name in capsys.readouterr().out.replace("\n", "") for name in sheets[:1])
 
 
-def test_several_pictures_in_one_question(tiny, tmp_path):
+def test_several_pictures_in_one_question(toy, tmp_path):
     for name, size in (("a", (112, 84)), ("b", (84, 140))):
         Image.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{name}.png")
     files = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     out = tmp_path / "out"
-    words = ["--together", "--ask", "What has changed?", "--model", tiny, "--max-new-tokens", "12", "--out", str(out)]
+    words = ["--together", "--ask", "What has changed?", "--model", toy, "--max-new-tokens", "12", "--out", str(out)]
     assert main(["predict", *files, *words]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["a.json", "a.png", "b.png"]
     record = json.loads((out / "a.json").read_text())
