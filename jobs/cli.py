@@ -137,6 +137,7 @@ def options(
     epilog=examples(
         "padt train --config toy_pretrain model=pipelines/toy/base output=runs/pretrain data.sets.0.url=runs/toy/train",
         "padt train -c finetune_pro model=/models/Qwen2.5-VL-3B output=s3://bucket/run workers=8 gpu=true zero_stage=2",
+        "padt train -c finetune_lora model=/models/PaDT_Pro_3B output=runs/lora data.sets.0.url=data/own/train",
     )
 )
 def train(

@@ -5,11 +5,15 @@ rank 0 and reports no unexpected or mis-shaped keys. Here the model is built wit
 block by block (a layer, a table): beside its own share a rank holds one block at a time.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
+from transformers.initialization import no_init_weights
 
 from jobs.config import TrainConfig
 from jobs.deepspeed_config import deepspeed_config, prepare_deepspeed
@@ -18,11 +22,11 @@ from padt.errors import UserError
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.weights import StoredTensor, check_weights, read_tensor, read_tensors, stored_name
 
+logger = logging.getLogger(__name__)
+
 
 def skeleton(config: TrainConfig, device: torch.device) -> PaDTForConditionalGeneration:
     """The model of a configuration with adapters attached and parts frozen, all of it on the meta device."""
-    from transformers.initialization import no_init_weights
-
     from jobs.loop import prepare_for_training, training_dtype
     from padt.loading import load_config, resolve_attention
 
@@ -55,12 +59,16 @@ def load_partitioned(config: TrainConfig, device: torch.device) -> PaDTForCondit
             "beside it, or set zero_stage to 2."
         )
     stored = read_tensors(config.model)
-    check_weights(config.model, *load_config(config.model), stored)
+    fresh = check_weights(config.model, *load_config(config.model), stored)
+    reads = torch.distributed.get_rank() == 0
+    if fresh and reads:
+        logger.warning(
+            "%s is plain Qwen2.5-VL: %d tensors of prototypes and decoder start fresh", config.model, len(fresh)
+        )
     prepare_deepspeed()
     model = skeleton(config, device)
     settings = deepspeed_config(config)
     _make_buffers(model, device)
-    reads = torch.distributed.get_rank() == 0
     for name, block in _blocks(model):
         _fill(model, name, block, stored if reads else None, device)
         # Broadcasts rank 0's values and leaves each rank its share.
@@ -89,6 +97,8 @@ def whole_model(config: TrainConfig, weights: dict[str, torch.Tensor]) -> PaDTFo
     model = skeleton(config, torch.device("cpu"))
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
+    if (Path(config.model) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(config.model)
     return model
 
 
