@@ -29,6 +29,8 @@ class VLDecoderConfig(PreTrainedConfig):
         num_heads: attention heads; equals the vision tower's, whose rotary tables it shares.
         llm_hidden_state: width of the language model's states and of the prototypes.
         spatial_merge_size: ViT patches along one side of a patch.
+        memory_budget_mb: MiB that decoding one chunk of objects may take, beside what is computed once for an image;
+            an object that alone takes more is decoded alone. Autograd keeps the intermediates of all chunks.
         use_mask_loss: whether the released training computed masks; kept for round trips.
     """
 
@@ -40,6 +42,7 @@ class VLDecoderConfig(PreTrainedConfig):
     num_heads: int = 16
     llm_hidden_state: int = 2048
     spatial_merge_size: int = 2
+    memory_budget_mb: int = 128
     use_mask_loss: bool = True
 
 

@@ -3,96 +3,53 @@
 Layout and key names follow the released PaDT decoder. A query is ``[box, score, mask, VRT 1, ..., VRT n]``. One block
 works on the 28-pixel patches (prototypes), two on the 14-pixel ViT patches; each lets the query read the image and
 then adds to the image map what the query says about it.
+
+Objects of an image start from the same map. What is the same for all is computed once (``SharedMaps``), and what an
+object adds goes through a small subspace (``padt.model.image_map``); only the upscaling of the masks, which is not
+linear, works on a map for each object. Objects are decoded in chunks under ``VLDecoderConfig.memory_budget_mb``.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm, rotate_half
+from torch.utils.checkpoint import checkpoint
 
 from padt.config import VLDecoderConfig
+from padt.model.decoder_block import Rotary, SharedProjections, TwoWayBlock
+from padt.model.image_map import ImageMap, Projection, RMSNorm
 from padt.model.vision import ImageFeatures, pad_images
 
 BOX, SCORE, MASK, NUM_TOKENS = 0, 1, 2, 3
-# Elements of the image map that one chunk of objects may hold: 64 Mi values are 256 MiB in fp32.
-CHUNK_ELEMENTS = 64 * 2**20
+# Values that the attentions of one object hold at a time, for each item and each of ``heads x tokens``: coefficients of
+# three blocks, their products, scores.
+ATTENTION_VALUES = 20
+# Maps that a step with dense maps holds at a time.
+DENSE_VALUES = 8
 
 
-class DecoderAttention(nn.Module):
-    """Multi-head attention with biases, a key padding mask and optional 2-D rotary positions."""
+@dataclass(frozen=True)
+class SharedMaps:
+    """What the objects of one image have in common.
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q_proj = nn.Linear(hidden_size, hidden_size)
-        self.k_proj = nn.Linear(hidden_size, hidden_size)
-        self.v_proj = nn.Linear(hidden_size, hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+    Attributes:
+        low_rows: ``(patches, d)``, the projected prototypes.
+        high_rows: ``(items, d)``, these and the pre-merger features, before the norm.
+        low, high1, high2: projections of the three blocks.
+        mask: ``(items, d)``, first linear map of the mask's upscaling.
+        low_rotary, high_rotary: tables of the patches and of the items.
+    """
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_mask: Tensor,
-        query_rotary: tuple[Tensor, Tensor] | None = None,
-        key_rotary: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Attend from ``(objects, n, d)`` to ``(objects, m, d)``; ``key_mask`` is ``(objects, m)``, True = present."""
-        q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(value))
-        q = _rotate(q, query_rotary)
-        k = _rotate(k, key_rotary)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None, :])
-        return self.proj(mixed.transpose(1, 2).flatten(2))
-
-    def _heads(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-class TwoWayBlock(nn.Module):
-    """Query self-attention, query to image, MLP, then image to query; pre-norm, all residual."""
-
-    def __init__(self, config: VLDecoderConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.self_attn = DecoderAttention(width, config.num_heads)
-        self.cross_attn_query_to_image = DecoderAttention(width, config.num_heads)
-        self.cross_attn_image_to_query = DecoderAttention(width, config.num_heads)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, config.intermediate_size), nn.GELU(), nn.Linear(config.intermediate_size, width)
-        )
-        self.norm1 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
-        self.norm2 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
-        self.norm3 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
-        self.norm4 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
-        self.norm5 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
-        self.norm6 = Qwen2_5_VLRMSNorm(width, eps=1e-6)
-
-    def forward(
-        self,
-        query: Tensor,
-        position: Tensor,
-        query_mask: Tensor,
-        image: Tensor,
-        image_mask: Tensor,
-        rotary: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Update the query ``(objects, n, d)`` and the image map ``(objects, m, d)``.
-
-        ``position`` is the initial query, added to queries and keys of the query side, never to values.
-        """
-        normed = self.norm1(query)
-        query = query + self.self_attn(normed + position, normed + position, normed, query_mask)
-        keys = self.norm3(image)
-        query = query + self.cross_attn_query_to_image(
-            self.norm2(query) + position, keys, keys, image_mask, key_rotary=rotary
-        )
-        query = query + self.mlp(self.norm4(query))
-        normed = self.norm5(query)
-        image = image + self.cross_attn_image_to_query(
-            self.norm6(image), normed + position, normed, query_mask, query_rotary=rotary
-        )
-        return query, image
+    low_rows: Tensor
+    high_rows: Tensor
+    low: SharedProjections
+    high1: SharedProjections
+    high2: SharedProjections
+    mask: Tensor
+    low_rotary: Rotary
+    high_rotary: Rotary
 
 
 class ObjectDecoder(nn.Module):
@@ -103,8 +60,12 @@ class ObjectDecoder(nn.Module):
         width = config.hidden_size
         self.feature_order = feature_order
         self.merge = config.spatial_merge_size
+        self.memory_budget_mb = config.memory_budget_mb
+        # Set by padt.model.checkpointing and by transformers' own switch: chunks are then decoded again in backward.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         self.input_projection = nn.Sequential(
-            Qwen2_5_VLRMSNorm(config.llm_hidden_state, eps=1e-6),
+            RMSNorm(config.llm_hidden_state, eps=1e-6),
             nn.Linear(config.llm_hidden_state, width),
             nn.GELU(),
             nn.Linear(width, width),
@@ -112,15 +73,13 @@ class ObjectDecoder(nn.Module):
         self.bbox_score_mask_tokens = nn.Embedding(NUM_TOKENS, width)
         self.vp_embedding = nn.Embedding(1, width)
         self.low_res_transformer = TwoWayBlock(config)
-        self.high_res_norm = Qwen2_5_VLRMSNorm(width, eps=1e-6)
+        self.high_res_norm = RMSNorm(width, eps=1e-6)
         self.high_res_transformer1 = TwoWayBlock(config)
         self.high_res_transformer2 = TwoWayBlock(config)
         self.bbox_prediction = _three_layers(width, 4)
         self.score_prediction = nn.Linear(width, 1)
         self.mask_output_mlp = _three_layers(width, width // 16)
-        self.mask_output_upscaling1 = nn.Sequential(
-            nn.Linear(width, width), Qwen2_5_VLRMSNorm(width, eps=1e-6), nn.GELU()
-        )
+        self.mask_output_upscaling1 = nn.Sequential(Projection(width, width), RMSNorm(width, eps=1e-6), nn.GELU())
         self.mask_output_upscaling2 = nn.Sequential(nn.Linear(width // 4, width // 4), nn.GELU())
 
     def forward(
@@ -139,44 +98,87 @@ class ObjectDecoder(nn.Module):
             Boxes ``(objects, 4)``, cxcywh normalised; scores ``(objects,)``, logits; and for each object its mask
             logits ``(4 h_vit, 4 w_vit)``, 3.5 pixels of the resized image a cell.
         """
-        low_res, low_mask = pad_images(self.input_projection(prototypes), images.patch_counts)
-        high_res, high_mask = pad_images(images.high_res, images.vit_counts)
-        cos, _ = pad_images(images.cos, images.vit_counts)
-        sin, _ = pad_images(images.sin, images.vit_counts)
-        features = self.input_projection(states) + self._embedding(self.vp_embedding)
+        low_res = self.input_projection(prototypes).split(images.patch_counts)
+        features = (self.input_projection(states) + self._embedding(self.vp_embedding)).split(counts)
         tokens = self._embedding(self.bbox_score_mask_tokens)
-
+        tables = (images.high_res, images.cos, images.sin)
+        per_image = list(zip(*(rows.split(images.vit_counts) for rows in tables), strict=True))
+        recompute = self.gradient_checkpointing and self.training
+        decode = partial(self._gradient_checkpointing_func, self._decode) if recompute else self._decode
+        order: list[int] = []
         boxes: list[Tensor] = []
         scores: list[Tensor] = []
         masks: list[Tensor] = []
-        per_chunk = max(1, CHUNK_ELEMENTS // max(1, high_res.shape[1] * high_res.shape[2]))
-        pieces = features.split(counts)
-        for start in range(0, len(counts), per_chunk):
-            chunk = pieces[start : start + per_chunk]
-            index = torch.tensor(object_image[start : start + per_chunk], device=states.device)
-            query, query_mask = _pad_queries(tokens, chunk)
-            position = query
-            rotary = cos[index], sin[index]
-            # The low-res rotary position of a patch is that of its first ViT patch.
-            low_rotary = rotary[0][:, :: self.merge**2], rotary[1][:, :: self.merge**2]
-            query, image = self.low_res_transformer(
-                query, position, query_mask, low_res[index], low_mask[index], low_rotary
-            )
-            image = self.high_res_norm(image.repeat_interleave(self.merge**2, dim=1) + high_res[index])
-            for block in (self.high_res_transformer1, self.high_res_transformer2):
-                query, image = block(query, position, query_mask, image, high_mask[index], rotary)
-            boxes.append(self.bbox_prediction(query[:, BOX]).sigmoid())
-            scores.append(self.score_prediction(query[:, SCORE]).squeeze(-1))
-            logits = self._mask_logits(query[:, MASK], image)
-            grids = [images.grids[image_index] for image_index in object_image[start : start + per_chunk]]
-            masks.extend(self._to_grid(cells, h, w) for cells, (h, w) in zip(logits, grids, strict=True))
-        return torch.cat(boxes), torch.cat(scores), masks
+        for image in sorted(set(object_image)):
+            high_res, cos, sin = per_image[image]
+            shared = self._share(low_res[image], high_res, (cos, sin))
+            objects = [index for index, own in enumerate(object_image) if own == image]
+            for chunk in self._chunks(objects, counts, high_res):
+                query, query_mask = _pad_queries(tokens, [features[index] for index in chunk])
+                box, score, logits = decode(query, query_mask, shared)
+                boxes.append(box)
+                scores.append(score)
+                masks.extend(self._to_grid(cells, *images.grids[image]) for cells in logits)
+                order.extend(chunk)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        index = torch.tensor(back, device=states.device)
+        return torch.cat(boxes)[index], torch.cat(scores)[index], [masks[place] for place in back]
 
-    def _mask_logits(self, mask_token: Tensor, image: Tensor) -> Tensor:
-        """``(objects, d)`` and ``(objects, items, d)`` -> ``(objects, items, 2, 2, 2, 2)``: halves a, b, then c, d."""
-        cells = self.mask_output_upscaling1(image).unflatten(-1, (2, 2, -1))
-        cells = self.mask_output_upscaling2(cells).unflatten(-1, (2, 2, -1))
-        return torch.einsum("oiabcdk,ok->oiabcd", cells, self.mask_output_mlp(mask_token))
+    def _chunks(self, objects: list[int], counts: list[int], high_res: Tensor) -> Iterator[list[int]]:
+        """Cut the objects of an image into chunks under the memory budget, at least one object in each."""
+        heads = self.low_res_transformer.self_attn.num_heads
+        tokens = NUM_TOKENS + max(counts[index] for index in objects)
+        values = ATTENTION_VALUES * len(high_res) * heads * tokens
+        size = max(1, self._budget(high_res) // values)
+        for start in range(0, len(objects), size):
+            yield objects[start : start + size]
+
+    def _budget(self, rows: Tensor) -> int:
+        return int(self.memory_budget_mb * 2**20) // rows.element_size()
+
+    def _share(self, low_res: Tensor, high_res: Tensor, rotary: Rotary) -> SharedMaps:
+        """Compute what the objects of an image have in common."""
+        repeats = self.merge**2
+        rows = low_res.repeat_interleave(repeats, dim=0) + high_res
+        scaled = self.high_res_norm(rows, normalize=False)
+        return SharedMaps(
+            low_rows=low_res,
+            high_rows=rows,
+            low=self.low_res_transformer.share(low_res),
+            high1=self.high_res_transformer1.share(scaled),
+            high2=self.high_res_transformer2.share(scaled),
+            mask=self.mask_output_upscaling1[0](scaled, bias=False),
+            # The low-res rotary position of a patch is that of its first ViT patch.
+            low_rotary=(rotary[0][::repeats], rotary[1][::repeats]),
+            high_rotary=rotary,
+        )
+
+    def _decode(self, query: Tensor, query_mask: Tensor, shared: SharedMaps) -> tuple[Tensor, Tensor, Tensor]:
+        """Objects of one image, ``(objects, n, d)`` -> boxes, score logits, and mask cells of :meth:`_mask_logits`."""
+        position = query
+        budget = self._budget(query) // DENSE_VALUES
+        query, image = self.low_res_transformer(
+            query, position, query_mask, ImageMap.of_shared(shared.low_rows), shared.low, shared.low_rotary, budget
+        )
+        image = image.refined(shared.high_rows, self.merge**2, self.high_res_norm)
+        for block, own in ((self.high_res_transformer1, shared.high1), (self.high_res_transformer2, shared.high2)):
+            query, image = block(query, position, query_mask, image, own, shared.high_rotary, budget)
+        boxes = self.bbox_prediction(query[:, BOX]).sigmoid()
+        scores = self.score_prediction(query[:, SCORE]).squeeze(-1)
+        return boxes, scores, self._mask_logits(query[:, MASK], image, shared.mask, budget)
+
+    def _mask_logits(self, mask_token: Tensor, image: ImageMap, shared: Tensor, budget: int) -> Tensor:
+        """``(objects, d)`` and a map -> ``(objects, items, 2, 2, 2, 2)``: halves a, b, then c, d."""
+        linear, *rest = self.mask_output_upscaling1
+        kernel = self.mask_output_mlp(mask_token)[:, :, None]
+        parts = []
+        for _, cells in image.projected(shared, lambda rows: linear(rows, bias=False), linear(None), budget):
+            for step in rest:
+                cells = step(cells)
+            cells = self.mask_output_upscaling2(cells.unflatten(-1, (4, -1)))
+            logits = cells.flatten(1, 2).unflatten(-1, (4, -1)).flatten(1, 2) @ kernel
+            parts.append(logits.view(len(cells), -1, 2, 2, 2, 2))
+        return torch.cat(parts, dim=1)
 
     def _to_grid(self, cells: Tensor, h_vit: int, w_vit: int) -> Tensor:
         cells = cells[: h_vit * w_vit]
@@ -198,14 +200,6 @@ def _three_layers(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
 
 
-def _pad_queries(tokens: Tensor, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def _pad_queries(tokens: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
     rows = [torch.cat([tokens, part]) for part in features]
     return pad_images(torch.cat(rows), [len(row) for row in rows])
-
-
-def _rotate(rows: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-    if rotary is None:
-        return rows
-    cos, sin = (table.unsqueeze(1).float() for table in rotary)
-    wide = rows.float()
-    return (wide * cos + rotate_half(wide) * sin).to(rows.dtype)

@@ -175,22 +175,6 @@ def test_robust_cross_entropy_never_punishes_the_object_s_other_patches(processo
     assert robust < plain
 
 
-@torch.no_grad()
-def test_objects_decoded_in_chunks_are_those_decoded_at_once(random_model, monkeypatch):
-    features = random_model.image_features(torch.randn(24 + 16, 1176), torch.tensor([[1, 4, 6], [1, 4, 4]]))
-    table = random_model.prototypes_of(features.merged)
-    counts, images = [3, 1, 2, 5], [0, 1, 1, 0]
-    states = torch.randn(sum(counts), 32)
-    whole = random_model.vl_decoder(states, counts, images, features, table)
-    monkeypatch.setattr("padt.model.decoder.CHUNK_ELEMENTS", 1)
-    chunked = random_model.vl_decoder(states, counts, images, features, table)
-    torch.testing.assert_close(chunked[0], whole[0])
-    torch.testing.assert_close(chunked[1], whole[1])
-    for one, other in zip(chunked[2], whole[2], strict=True):
-        torch.testing.assert_close(one, other)
-    assert [tuple(mask.shape) for mask in whole[2]] == [(16, 24), (16, 16), (16, 16), (16, 24)]
-
-
 def test_without_prototype_projection_every_batch_still_trains(processor):
     # The paper's ablation: VRTs are the raw patch features.
     model = copy.deepcopy(tiny_model(use_visual_prototype_projection=False)).train()

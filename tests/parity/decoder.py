@@ -23,7 +23,7 @@ def compare_decoder(fixture: Fixture, model: PaDTForConditionalGeneration, repor
         vision = fixture.tensors(name.replace("decoder_", "vision_"))
         features = model.image_features(small_pixels(vision), vision["image_grid_thw"])
         counts, images = tensors["feats_len"].tolist(), tensors["sample_idx"].tolist()
-        stages = StageRecorder(model, counts, [features.vit_counts[image] for image in images])
+        stages = StageRecorder(model, counts, images, features)
         with stages:
             compare_objects(model, tensors["feats"], counts, features, tensors, report)
         for key, theirs in tensors.items():
@@ -82,14 +82,17 @@ class StageRecorder:
     Args:
         model: the model.
         vrt_counts: VRTs of each object.
-        vit_counts: ViT patches of each object's image.
+        images: image of each object, in ascending order, as the decoder works.
+        features: features of the images.
     """
 
-    def __init__(self, model: PaDTForConditionalGeneration, vrt_counts: list[int], vit_counts: list[int]) -> None:
+    def __init__(
+        self, model: PaDTForConditionalGeneration, vrt_counts: list[int], images: list[int], features: ImageFeatures
+    ) -> None:
         self.decoder = model.vl_decoder
         self.query_rows = [TOKENS + count for count in vrt_counts]
-        self.high_rows = vit_counts
-        self.low_rows = [count // self.decoder.merge**2 for count in vit_counts]
+        per_image = features.high_res.split(features.vit_counts)
+        self.high_res = [per_image[image] for image in images]
         # One entry per object; the decoder may work in chunks of objects.
         self.seen: dict[str, list[Tensor]] = defaultdict(list)
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -97,7 +100,6 @@ class StageRecorder:
     def __enter__(self) -> "StageRecorder":
         for block in BLOCKS:
             self.hooks.append(getattr(self.decoder, block).register_forward_hook(self._block(block)))
-        self.hooks.append(self.decoder.high_res_norm.register_forward_hook(self._norm))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -106,20 +108,22 @@ class StageRecorder:
 
     def packed(self, stage: str) -> Tensor:
         """Rows of all objects at a stage (``<module>.query``, ``.memory``, ``.in`` or ``.out``), without padding."""
+        if stage == "high_res_norm.in":
+            repeats = self.decoder.merge**2
+            low = self.seen["low_res_transformer.memory"]
+            pairs = zip(low, self.high_res, strict=True)
+            return torch.cat([rows.repeat_interleave(repeats, dim=0) + high_res for rows, high_res in pairs])
+        rows = self.seen[stage]
         if stage.endswith(".query"):
-            rows = self.query_rows
-        else:
-            rows = self.low_rows if stage.startswith("low_res") else self.high_rows
-        return torch.cat([item[:count] for item, count in zip(self.seen[stage], rows, strict=True)])
+            rows = [item[:count] for item, count in zip(rows, self.query_rows, strict=True)]
+        return torch.cat(rows)
 
     def _block(self, name: str):
         def hook(module, inputs, output):
             query, image = output
             self.seen[f"{name}.query"].extend(query)
-            self.seen[f"{name}.memory"].extend(image)
+            self.seen[f"{name}.memory"].extend(image.rows())
+            if name == "high_res_transformer1":
+                self.seen["high_res_norm.out"].extend(inputs[3].rows())
 
         return hook
-
-    def _norm(self, module, inputs, output) -> None:
-        self.seen["high_res_norm.in"].extend(inputs[0])
-        self.seen["high_res_norm.out"].extend(output)
