@@ -121,8 +121,10 @@ def image_names(url: str, manifest: Manifest, split: str | None = None) -> Itera
         for table in tables:
             if split is not None:
                 table = table.filter(pc.equal(table["split"], split))
+            # Conversations without pictures have no image.
+            table = table.filter(pc.is_valid(table["image"]))
             keys = table["key"].to_pylist()
-            paths = [image and image["path"] for image in table["image"].to_pylist()]
+            paths = [image["path"] for image in table["image"].to_pylist()]
             ids = [source_id(*pair) for pair in zip(keys, paths, strict=True)]
             yield ImageNames(keys, ids, _hashes(table, "sha256"), _hashes(table, "look"))
 

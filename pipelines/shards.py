@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from padt.errors import ImageError
 from padt.patches import unpack_patches
 from pipelines.exclude import Exclusion
-from pipelines.hashes import source_id
-from pipelines.images import read_image
+from pipelines.hashes import content_hash, source_id
+from pipelines.images import measure, read_image
 from pipelines.plan import WORK, read_group
 from pipelines.rows import RowContext, build_row
 from pipelines.schema import REJECT_SCHEMA, SHARD_SCHEMA, leaf_columns
@@ -196,9 +196,11 @@ def _rows(
             content = error
         built = build_row(image.entry, image.url, content, pieces, task.context, group.grids, more)
         if unwanted is not None and built.row is not None:
-            found = unwanted.by_content(built.row["sha256"], built.row["look"])
-            if found is not None:
-                excluded.append(_excluded(image_id, pieces, *found, unwanted, result))
+            marks = [(built.row["sha256"], built.row["look"])]
+            marks += [(content_hash(each), measure(each)[2]) for _, each in more]
+            found = [reason for mark in marks if (reason := unwanted.by_content(*mark)) is not None]
+            if found:
+                excluded.append(_excluded(image_id, pieces, *found[0], unwanted, result))
                 continue
         rejects.extend(built.rejects)
         result.repairs.update({name: count for name, count in built.repairs.items() if count})
@@ -210,9 +212,7 @@ def _rows(
 def _excluded(
     image_id: str, pieces: Sequence[Piece], reason: str, owner: int, unwanted: Exclusion, result: ShardResult
 ) -> Reject:
-    kinds = [piece.kind for piece in pieces]
-    # A conversation is counted as one, not as its pictures.
-    result.excluded.update(kinds if "conversation" in kinds else ["image", *kinds])
+    result.excluded.update(["image", *(piece.kind for piece in pieces)])
     result.exclusions[f"{owner} {reason}"] += 1
     return Reject(image_id, "image", reason, f"{unwanted.sets[owner].name} ({unwanted.sets[owner].url})")
 

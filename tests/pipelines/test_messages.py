@@ -183,6 +183,18 @@ def test_text_alone_needs_no_images_and_files_may_be_compressed(folder):
     }
 
 
+def test_conversations_about_pictures_of_an_excluded_set_are_left_out_whole(folder, caplog):
+    # Wherever among its pictures the one stands, and under whatever name; text alone is nobody's picture.
+    prepare_rows(folder, GOOD[:1], out="held", name="held")
+    (folder / "images" / "copy.jpg").write_bytes((folder / "images" / "0.jpg").read_bytes())
+    copied = {"id": "copied", "image": ["1.jpg", "copy.jpg"], "conversations": [human("<image><image>"), gpt("a")]}
+    manifest = prepare_rows(folder, [copied, *GOOD[1:4]], exclude=(str(folder / "held"),))
+    assert manifest.counts.excluded == {"conversation": 1, "image": 1} and manifest.counts.conversations == 3
+    assert [(each.images, each.removed) for each in manifest.exclusions] == [(1, {"same_bytes": 1})]
+    prepare_rows(folder, GOOD[2:3], out="text", exclude=(str(folder / "held"),))
+    assert "hashes" not in caplog.text
+
+
 def test_the_index_knows_conversations_and_their_size(folder):
     prepare_rows(folder, GOOD)
     index = load_index(str(folder / "set"))
