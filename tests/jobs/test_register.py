@@ -154,7 +154,7 @@ def test_a_model_at_a_url_is_fetched_once(uri, tmp_path, monkeypatch):
         ("models:/padt@nobody", "versions 1 and aliases candidate = version 1"),
         ("models:/padt/7", "versions 1 and aliases"),
         ("models:/other@champion", "no model of that name"),
-        ("nowhere/model", "is not there"),
+        ("nowhere/model", "is no local folder"),
     ],
 )
 def test_wrong_references_say_what_there_is(uri, tmp_path, reference, message):
