@@ -149,8 +149,9 @@ class OptimizerConfig(Section):
         warmup_steps, warmup_fraction: steps (or share of all steps) of linear rise from 0; give at most one.
         schedule: fall after the warm-up.
         floor: last learning rate as a share of the peak.
-        lr_scale: factor by parameter name pattern (``re.search``); the first pattern that matches counts.
-        freeze: patterns of parameters that are not trained.
+        lr_scale: factor by part (``vision``, ``language``, ``prototypes``, ``decoder``) or by a pattern of parameter
+            names (``re.search``, such as ``lora_``); the first that fits counts.
+        freeze: parts or patterns of parameters that are not trained.
         no_decay_1d: leave biases and norms without weight decay.
     """
 

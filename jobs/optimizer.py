@@ -38,13 +38,15 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> tuple[list[di
     """
     names = [name for name, _ in model.named_parameters()]
     _check_patterns([*config.freeze, *config.lr_scale], names)
+    freeze = [_expression(pattern) for pattern in config.freeze]
+    factors = {_expression(pattern): factor for pattern, factor in config.lr_scale.items()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if any(re.search(pattern, name) for pattern in config.freeze):
+        if any(re.search(pattern, name) for pattern in freeze):
             parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue
-        scale = next((factor for pattern, factor in config.lr_scale.items() if re.search(pattern, name)), 1.0)
+        scale = next((factor for pattern, factor in factors.items() if re.search(pattern, name)), 1.0)
         # ZeRO 3 leaves an empty tensor in a parameter's place, and its shape in ds_shape.
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         decay = 0.0 if config.no_decay_1d and dimensions < 2 else config.weight_decay
@@ -65,10 +67,17 @@ def set_learning_rate(optimizer: Any, rate: float, scales: list[float]) -> None:
         group["lr"] = rate * scale
 
 
+def _expression(pattern: str) -> str:
+    """The regular expression of a pattern: a part of the model stands for all of its parameters."""
+    from padt.adapters import PARTS
+
+    return f"^({'|'.join(re.escape(prefix) for prefix in PARTS[pattern])})" if pattern in PARTS else pattern
+
+
 def _check_patterns(patterns: list[str], names: list[str]) -> None:
     for pattern in patterns:
         try:
-            found = any(re.search(pattern, name) for name in names)
+            found = any(re.search(_expression(pattern), name) for name in names)
         except re.error as error:
             raise UserError(f"The pattern {pattern!r} is not a regular expression: {error}.") from error
         if not found:

@@ -1,5 +1,7 @@
 """Learning rate and parameter groups."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -51,3 +53,18 @@ def test_patterns_that_fit_nothing_are_errors():
     with pytest.raises(UserError, match="Nothing is left to train"):
         parameter_groups(nn.Linear(1, 1), OptimizerConfig(freeze=["."]))
     assert torch.is_grad_enabled()
+
+
+def test_parts_of_the_model_have_rates_of_their_own():
+    from tests.padt.tiny import tiny_model
+
+    model = copy.deepcopy(tiny_model())
+    config = OptimizerConfig(lr=1.0, lr_scale={"vision": 0.1, "prototypes": 2.0, "bbox": 3.0}, freeze=["language"])
+    groups, scales = parameter_groups(model, config)
+    rates = {id(p): scale for group, scale in zip(groups, scales, strict=True) for p in group["params"]}
+    found = {}
+    for name, parameter in model.named_parameters():
+        found.setdefault(".".join(name.split(".")[:2]), set()).add(rates.get(id(parameter)))
+    assert found["model.visual"] == {0.1} and found["vis_norm.weight"] == {2.0}
+    assert found["vl_decoder.bbox_prediction"] == {3.0} and found["vl_decoder.score_prediction"] == {1.0}
+    assert found["model.language_model"] == {None}
