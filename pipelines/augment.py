@@ -59,18 +59,25 @@ class AugmentOptions:
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise UserError(f"augment.crop_area is {list(self.crop_area)}: give [low, high] with 0 < low <= high <= 1.")
 
-    def largest_grid(self, grid_h: np.ndarray, grid_w: np.ndarray, policy: ResizePolicy) -> np.ndarray:
-        """Most patches that a view of pictures with these grids can have, arrays of equal shape."""
+    def scales(self, draws: np.ndarray) -> np.ndarray:
+        """Factors of pictures' sides for uniform draws in [0, 1): doubling is as likely as halving."""
+        low, high = (math.log(value) for value in self.scale)
+        return np.exp(low + (high - low) * draws)
+
+    def largest_grid(
+        self, grid_h: np.ndarray, grid_w: np.ndarray, scales: np.ndarray, policy: ResizePolicy
+    ) -> np.ndarray:
+        """Most patches that a view of pictures with these grids can have at these scales, arrays of equal shape."""
         if self.scale == (1.0, 1.0) and not self.crop:
             return grid_h * grid_w
         # A side of g patches is up to g + 1/2 patches long before rounding, here as at the new scale.
-        factor = max(1.0, self.scale[1])
-        grown = [np.floor((side + 0.5) * factor + 0.5).astype(np.int64) for side in (grid_h, grid_w)]
-        area, limit = grid_h * grid_w, policy.max_pixels // policy.factor**2
-        # A window is never larger, but where the policy's limits shape the picture its sides may round another way.
-        free = ((grid_h + 1) * (grid_w + 1) <= limit) & (area > 2 * math.ceil(policy.min_pixels / policy.factor**2))
-        smaller = free & (self.scale[1] <= 1)
-        return np.where(smaller, area, np.minimum(grown[0] * grown[1], np.maximum(limit, area)))
+        sides = [np.floor((side + 0.5) * scales + 0.5).astype(np.int64) for side in (grid_h, grid_w)]
+        area, limit = np.maximum(sides[0], 1) * np.maximum(sides[1], 1), policy.max_pixels // policy.factor**2
+        # Where the policy's limits shape a picture, its sides may be far from these, or round another way in a window.
+        smallest = 2 * math.ceil(policy.min_pixels / policy.factor**2)
+        whole = np.maximum((grid_h + 1) * (grid_w + 1), smallest)
+        bound = (grid_h * grid_w <= smallest) | ((grid_h + 1) * (grid_w + 1) > limit) | (area <= smallest)
+        return np.where(bound, np.minimum(np.maximum(area, whole), np.maximum(limit, grid_h * grid_w)), area)
 
 
 @dataclass(frozen=True)
@@ -97,13 +104,16 @@ class View:
         return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def augment(row: Row, task: str, rng: np.random.Generator, options: AugmentOptions, policy: ResizePolicy) -> Row:
+def augment(
+    row: Row, task: str, scale: float, rng: np.random.Generator, options: AugmentOptions, policy: ResizePolicy
+) -> Row:
     """A row as one random view of it shows it; the row itself where no other view would do.
 
     Args:
         row: a row of a shard with the picture's bytes, holding no sentence or caption but those that the sample asks
             for: all of them stay true and shown, or else that part of the view is not drawn.
         task: what the row is read for.
+        scale: factor of the picture's sides, drawn beforehand since batches are cut by size.
         rng: source of the draws, always the same number of them.
         options: which views.
         policy: resize policy of the row.
@@ -111,15 +121,13 @@ def augment(row: Row, task: str, rng: np.random.Generator, options: AugmentOptio
     Raises:
         padt.errors.ImageError: the picture cannot be read.
     """
-    draws = rng.random((2 + _WINDOW_TRIES, 3))
+    draws = rng.random((1 + _WINDOW_TRIES, 3))
     height, width = row["height"], row["width"]
     window: Window = (0, 0, width, height)
     texts = _texts(row, task)
     if draws[0, 0] < options.crop and not any(_WHOLE_PICTURE.search(text) for text in texts):
-        window = next(_windows(row, draws[2:], options), window)
+        window = next(_windows(row, draws[1:], options), window)
     mirrored = bool(draws[0, 1] < options.flip) and all(mirror_text(text) is not None for text in texts)
-    low, high = (math.log(value) for value in options.scale)
-    scale = math.exp(low + (high - low) * draws[1, 0])
     x0, y0, x1, y1 = window
     size = policy.size(max(1, round((y1 - y0) * scale)), max(1, round((x1 - x0) * scale)))
     if window == (0, 0, width, height) and not mirrored and size == policy.size(height, width):

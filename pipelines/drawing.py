@@ -47,7 +47,7 @@ class Drawer:
             row, options = self._negated(row, ref, stream("negative", self._seed, epoch, ref.identity))
         if self._augment is not None:
             views = stream("augment", self._seed, epoch, ref.identity)
-            row = augment(row, ref.task, views, self._augment, self._policy)
+            row = augment(row, ref.task, ref.scale, views, self._augment, self._policy)
         return joined([render(row, ref.task, item, rng, options) for item in range(len(ref.items))])
 
     def _negated(

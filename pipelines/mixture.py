@@ -73,20 +73,25 @@ class SetSpec:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of an epoch in canonical order: ``(count,)`` each; ``items`` is ``(count, width)``, padded by -1."""
+    """Samples of an epoch in canonical order: ``(count,)`` each; ``items`` is ``(count, width)``, padded by -1.
+
+    ``scale`` is the factor of the image's sides in the epoch's view, where views are drawn.
+    """
 
     set: np.ndarray
     task: np.ndarray
     row: np.ndarray
     items: np.ndarray
     repeat: np.ndarray
+    scale: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row)
 
     def take(self, kept: np.ndarray) -> "Samples":
         """Some of the samples, by mask or by number."""
-        return Samples(self.set[kept], self.task[kept], self.row[kept], self.items[kept], self.repeat[kept])
+        scale = self.scale[kept] if self.scale is not None else None
+        return Samples(self.set[kept], self.task[kept], self.row[kept], self.items[kept], self.repeat[kept], scale)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class SampleRef:
         key: key of the row.
         task, items, repeat: as in the identity of a sample; several items where sentences share a conversation.
         identity: text that all draws of the sample are made from.
+        scale: factor of the image's sides.
     """
 
     set: int
@@ -108,6 +114,7 @@ class SampleRef:
     items: tuple[int, ...]
     repeat: int
     identity: str
+    scale: float = 1.0
 
     @property
     def item(self) -> int:
@@ -181,7 +188,8 @@ class Mixture:
         items = tuple(int(item) for item in samples.items[number] if item >= 0)
         key = self.indices[place].keys[row].as_py()
         identity = f"{self.names[place]}|{key}|{task}|{'+'.join(map(str, items))}|{repeat}"
-        return SampleRef(place, row, key, task, items, repeat, identity)
+        scale = float(samples.scale[number]) if samples.scale is not None else 1.0
+        return SampleRef(place, row, key, task, items, repeat, identity, scale)
 
     def fingerprint(self) -> str:
         """Hash of the content of all sets and of how they are mixed."""

@@ -18,6 +18,18 @@ def stream(*parts: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
+def uniform(seed: int, epoch: int, *columns: np.ndarray) -> np.ndarray:
+    """One draw in [0, 1) for each row of integer columns ``(count,)``, from ``(seed, epoch, row)`` alone."""
+    state = np.full(len(columns[0]), stream("uniform", seed, epoch).integers(2**63), np.uint64)
+    for column in columns:
+        # A round of SplitMix64 for each column.
+        state = (state ^ column.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(11)) * 2.0**-53
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """Permutation of ``count`` samples, ``(count,)`` int64."""
     return stream("order", seed, epoch).permutation(count)

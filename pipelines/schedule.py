@@ -4,7 +4,7 @@ Whoever knows the plan and the number of a batch knows the samples in it: there 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipelines.index import SetIndex, load_index
 from pipelines.lengths import Measure, SetLengths, set_lengths
 from pipelines.mixture import Mixture, SampleRef, Samples, SetSpec
 from pipelines.negatives import EXTRA_BYTES, SentencePool, sentence_pool
-from pipelines.order import LastBatch, batch_count
+from pipelines.order import LastBatch, batch_count, uniform
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,16 @@ class Plan:
 
     def samples(self, epoch: int) -> Samples:
         """Samples that an epoch visits: those of the mixture that fit into a batch."""
-        samples = self.mixture.samples(epoch)
+        samples = self.drawn(epoch)
         return samples if self.batching is None else samples.take(self.batching.fits(*self.sizes(samples)))
+
+    def drawn(self, epoch: int) -> Samples:
+        """Samples of the mixture, with the scales of their views."""
+        samples = self.mixture.samples(epoch)
+        if self.augment is None:
+            return samples
+        columns = samples.set, samples.task, samples.row, samples.items[:, 0], samples.repeat
+        return replace(samples, scale=self.augment.scales(uniform(self.seed, epoch, *columns)))
 
     def sizes(self, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
         """Positions (image placeholders included) and patches of samples at most, ``(count,)`` each."""
@@ -82,14 +90,15 @@ class Plan:
                 patches[mine] = lengths.patches[rows]
                 if self.augment is not None and spec.augment and task != "chat":
                     grids = index.grid_h[rows].astype(np.int64), index.grid_w[rows].astype(np.int64)
-                    patches[mine] = self.augment.largest_grid(*grids, index.policy)
+                    scales = samples.scale[mine] if samples.scale is not None else np.ones(len(mine))
+                    patches[mine] = self.augment.largest_grid(*grids, scales, index.policy)
         return tokens + patches, patches
 
     def skipped(self) -> dict[tuple[str, str], tuple[int, int]]:
         """Samples of the first epoch that are too long for any batch: (set, task) -> (how many, of how many)."""
         if self.batching is None:
             return {}
-        samples = self.mixture.samples(0)
+        samples = self.drawn(0)
         fits = self.batching.fits(*self.sizes(samples))
         counts = {}
         for number, name in enumerate(self.mixture.names):
@@ -308,7 +317,7 @@ def _check_plan(plan: Plan) -> None:
 
 
 def _smallest(plan: Plan, name: str, task: str) -> str:
-    samples = plan.mixture.samples(0)
+    samples = plan.drawn(0)
     mine = (samples.set == plan.mixture.names.index(name)) & (samples.task == TASKS.index(task))
     tokens, patches = (values[mine].min() for values in plan.sizes(samples))
     return f"the smallest has {tokens} tokens and {patches} patches by estimate"

@@ -98,7 +98,8 @@ def test_what_a_sample_speaks_of_stays_in_the_picture():
         for task, column in (("refer", "references"), ("caption", "captions")):
             for item in range(len(row[column])):
                 part = only(row, column, item)
-                seen = augment(part, task, np.random.default_rng([number, item]), EVERYTHING, POLICY)
+                scale = (0.6, 0.9, 1.0, 1.5)[item % 4]
+                seen = augment(part, task, scale, np.random.default_rng([number, item]), EVERYTHING, POLICY)
                 changed += seen is not part
                 plain = render(part, task, 0, np.random.default_rng(0), options)
                 sample = render(seen, task, 0, np.random.default_rng(0), options)
@@ -137,24 +138,30 @@ def test_boxes_without_masks_move_too():
 def test_draws_are_those_of_the_sample():
     row = only(scene_row(0), None, 0)
     first, second, other = (
-        augment(row, "detect", np.random.default_rng(seed), EVERYTHING, POLICY) for seed in (1, 1, 2)
+        augment(row, "detect", 1.2, np.random.default_rng(seed), EVERYTHING, POLICY) for seed in (1, 1, 2)
     )
     assert np.array_equal(first["image"]["bytes"], second["image"]["bytes"]) and first["objects"] == second["objects"]
     assert first["objects"] != other["objects"]
-    assert augment(row, "detect", np.random.default_rng(1), AugmentOptions(), POLICY) is row
+    assert augment(row, "detect", 1.0, np.random.default_rng(1), AugmentOptions(), POLICY) is row
 
 
-@pytest.mark.parametrize("highest", [1.0, 1.7])
-def test_no_view_is_larger_than_foretold(highest):
+@pytest.mark.parametrize("limits", [{}, {"max_pixels": 60 * 784}, {"min_pixels": 40 * 784}])
+def test_no_view_is_larger_than_foretold(limits):
     # Batches are cut by this number: a larger picture would break the memory budget.
-    policy = ResizePolicy(max_pixels=60 * 784)
+    policy, options = ResizePolicy(**limits), AugmentOptions(scale=(0.5, 1.7), crop=0.5)
     rng = np.random.default_rng(0)
-    options = AugmentOptions(scale=(0.5, highest), crop=0.5)
-    for height, width in rng.integers(20, 400, (400, 2)):
-        foretold = options.largest_grid(*(np.array([side]) for side in policy.grid(height, width)), policy)[0]
-        scale, share = rng.uniform(0.5, highest), rng.choice([1.0, rng.uniform(0.7, 1.0)])
-        grid = policy.grid(*(max(1, round(max(1, round(side * share)) * scale)) for side in (height, width)))
-        assert grid[0] * grid[1] <= foretold
+    sides, scales = rng.integers(20, 400, (600, 2)), options.scales(rng.random(600))
+    assert 0.5 <= scales.min() < 0.6 and 1.6 < scales.max() <= 1.7
+    grids = np.array([policy.grid(*side) for side in sides])
+    foretold = options.largest_grid(grids[:, 0], grids[:, 1], scales, policy)
+    shares = np.where(rng.random(600) < 0.5, 1.0, rng.uniform(0.7, 1.0, 600))
+    seen = [
+        policy.grid(*(max(1, round(max(1, round(side * share)) * scale)) for side in pair))
+        for pair, scale, share in zip(sides.tolist(), scales, shares, strict=True)
+    ]
+    ratio = np.prod(seen, axis=1) / foretold
+    assert ratio.max() <= 1
+    assert ratio[shares == 1].mean() > 0.6
 
 
 def test_wrong_options_name_their_key():

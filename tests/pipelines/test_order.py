@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.order import batch_count, epoch_batches, epoch_order, rank_part, stream
+from pipelines.order import batch_count, epoch_batches, epoch_order, rank_part, stream, uniform
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -56,3 +56,15 @@ def test_batches_have_images_of_similar_size():
     # Large and small batches still alternate.
     means = sizes[epoch_batches(sizes, 10, 0, 0, window=64)].mean(axis=1)
     assert not np.all(np.diff(means) >= 0)
+
+
+def test_draws_for_many_samples_hang_on_each_alone():
+    # A sample's view must not change because another one was added to the set.
+    rows, items = np.arange(20_000) // 4, np.arange(20_000) % 4
+    draws = uniform(1, 2, rows, items)
+    assert np.array_equal(uniform(1, 2, rows[50:60], items[50:60]), draws[50:60])
+    assert not np.array_equal(uniform(1, 3, rows, items), draws)
+    assert len(np.unique(draws)) == len(draws)
+    counts = np.histogram(draws, bins=20, range=(0, 1))[0]
+    assert np.abs(counts - 1000).max() < 150
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.03
