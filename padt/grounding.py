@@ -125,7 +125,7 @@ def decode_groups(
     images = [first_image[row] + group.image for row, group in items]
     counts = [len(group.vrts) for _, group in items]
     boxes, scores, logits = model.vl_decoder(
-        torch.cat(list(states)), counts, images, questions.features, questions.table
+        torch.cat(list(states)), counts, images, questions.features, questions.table, masks=masks
     )
     corners = cxcywh_to_xyxy(boxes.float()).clamp(0, 1).tolist()
     qualities = scores.float().sigmoid().tolist()
@@ -141,7 +141,7 @@ def decode_groups(
                 label=group.label,
                 score=qualities[number],
                 box=(x0 * frame.width, y0 * frame.height, x1 * frame.width, y1 * frame.height),
-                mask=_to_rle(logits[number], frame.height, frame.width) if masks else None,
+                mask=mask_rle(logits[number], frame.height, frame.width) if masks else None,
                 patches=tuple(vrt - before for vrt in group.vrts),
                 span=group.span,
                 confidence=confidences[number],
@@ -174,7 +174,8 @@ def _frame(picture: Image.Image, h_vit: int, w_vit: int) -> Frame:
     return Frame(picture.width, picture.height, (h_vit // 2, w_vit // 2))
 
 
-def _to_rle(logits: Tensor, height: int, width: int) -> dict[str, Any]:
+def mask_rle(logits: Tensor, height: int, width: int) -> dict[str, Any]:
+    """Run-length mask of a picture's size from the decoder's mask logits."""
     full = F.interpolate(logits[None, None].float(), size=(height, width), mode="bilinear", align_corners=False)
     return encode((full[0, 0] > 0).cpu().numpy())
 

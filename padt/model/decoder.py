@@ -38,7 +38,7 @@ class SharedMaps:
         low_rows: ``(patches, d)``, the projected prototypes.
         high_rows: ``(items, d)``, these and the pre-merger features, before the norm.
         low, high1, high2: projections of the three blocks.
-        mask: ``(items, d)``, first linear map of the mask's upscaling.
+        mask: ``(items, d)``, first linear map of the mask's upscaling; None = no masks.
         low_rotary, high_rotary: tables of the patches and of the items.
     """
 
@@ -47,7 +47,7 @@ class SharedMaps:
     low: SharedProjections
     high1: SharedProjections
     high2: SharedProjections
-    mask: Tensor
+    mask: Tensor | None
     low_rotary: Rotary
     high_rotary: Rotary
 
@@ -83,7 +83,13 @@ class ObjectDecoder(nn.Module):
         self.mask_output_upscaling2 = nn.Sequential(nn.Linear(width // 4, width // 4), nn.GELU())
 
     def forward(
-        self, states: Tensor, counts: list[int], object_image: list[int], images: ImageFeatures, prototypes: Tensor
+        self,
+        states: Tensor,
+        counts: list[int],
+        object_image: list[int],
+        images: ImageFeatures,
+        prototypes: Tensor,
+        masks: bool = True,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Decode all objects of a batch, in chunks under a memory budget.
 
@@ -93,6 +99,7 @@ class ObjectDecoder(nn.Module):
             object_image: image of each object.
             images: features of the images.
             prototypes: ``(patches, llm_hidden)``, packed like ``images.merged``.
+            masks: decode masks too; without, their list is empty.
 
         Returns:
             Boxes ``(objects, 4)``, cxcywh normalised; scores ``(objects,)``, logits; and for each object its mask
@@ -108,21 +115,21 @@ class ObjectDecoder(nn.Module):
         order: list[int] = []
         boxes: list[Tensor] = []
         scores: list[Tensor] = []
-        masks: list[Tensor] = []
+        logits: list[Tensor] = []
         for image in sorted(set(object_image)):
             high_res, cos, sin = per_image[image]
-            shared = self._share(low_res[image], high_res, (cos, sin))
+            shared = self._share(low_res[image], high_res, (cos, sin), masks)
             objects = [index for index, own in enumerate(object_image) if own == image]
             for chunk in self._chunks(objects, counts, high_res):
                 query, query_mask = _pad_queries(tokens, [features[index] for index in chunk])
-                box, score, logits = decode(query, query_mask, shared)
+                box, score, cells = decode(query, query_mask, shared)
                 boxes.append(box)
                 scores.append(score)
-                masks.extend(self._to_grid(cells, *images.grids[image]) for cells in logits)
+                logits.extend(self._to_grid(own, *images.grids[image]) for own in cells)
                 order.extend(chunk)
         back = sorted(range(len(order)), key=order.__getitem__)
         index = torch.tensor(back, device=states.device)
-        return torch.cat(boxes)[index], torch.cat(scores)[index], [masks[place] for place in back]
+        return torch.cat(boxes)[index], torch.cat(scores)[index], [logits[place] for place in back] if masks else []
 
     def _chunks(self, objects: list[int], counts: list[int], high_res: Tensor) -> Iterator[list[int]]:
         """Cut the objects of an image into chunks under the memory budget, at least one object in each."""
@@ -136,7 +143,7 @@ class ObjectDecoder(nn.Module):
     def _budget(self, rows: Tensor) -> int:
         return int(self.memory_budget_mb * 2**20) // rows.element_size()
 
-    def _share(self, low_res: Tensor, high_res: Tensor, rotary: Rotary) -> SharedMaps:
+    def _share(self, low_res: Tensor, high_res: Tensor, rotary: Rotary, masks: bool) -> SharedMaps:
         """Compute what the objects of an image have in common."""
         repeats = self.merge**2
         rows = low_res.repeat_interleave(repeats, dim=0) + high_res
@@ -147,7 +154,7 @@ class ObjectDecoder(nn.Module):
             low=self.low_res_transformer.share(low_res),
             high1=self.high_res_transformer1.share(scaled),
             high2=self.high_res_transformer2.share(scaled),
-            mask=self.mask_output_upscaling1[0](scaled, bias=False),
+            mask=self.mask_output_upscaling1[0](scaled, bias=False) if masks else None,
             # The low-res rotary position of a patch is that of its first ViT patch.
             low_rotary=(rotary[0][::repeats], rotary[1][::repeats]),
             high_rotary=rotary,
@@ -165,6 +172,8 @@ class ObjectDecoder(nn.Module):
             query, image = block(query, position, query_mask, image, own, shared.high_rotary, budget)
         boxes = self.bbox_prediction(query[:, BOX]).sigmoid()
         scores = self.score_prediction(query[:, SCORE]).squeeze(-1)
+        if shared.mask is None:
+            return boxes, scores, boxes.new_zeros(0)
         return boxes, scores, self._mask_logits(query[:, MASK], image, shared.mask, budget)
 
     def _mask_logits(self, mask_token: Tensor, image: ImageMap, shared: Tensor, budget: int) -> Tensor:

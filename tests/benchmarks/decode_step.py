@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--steps-only", action="store_true", help="leave out whole generations")
-    parser.add_argument("--limit", type=float, default=1.10, help="largest ratio of one step at batch 1")
+    parser.add_argument("--limit", type=float, default=1.05, help="largest ratio of one step at batch 1")
     arguments = parser.parse_args()
     worst = 0.0
     for hidden in arguments.hidden:

@@ -62,6 +62,16 @@ def test_every_object_is_decoded_as_if_alone(order, images):
     close(decoder(*arguments), decode_plainly(decoder, *arguments), 2e-6)
 
 
+@torch.no_grad()
+def test_without_masks_boxes_and_scores_are_the_same():
+    decoder = make_decoder()
+    features, table = make_features()
+    arguments = make_states(), COUNTS, IMAGES, features, table
+    boxes, scores, _ = decoder(*arguments)
+    decoder.mask_output_upscaling2.register_forward_hook(lambda *_: pytest.fail("masks were decoded"))
+    close(decoder(*arguments, masks=False), (boxes, scores, []), 2e-6)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_are_those_of_the_plain_formulation(checkpointing):
     decoder = make_decoder().train()
