@@ -100,8 +100,9 @@ def attach(model: PaDTForConditionalGeneration, settings: LoraSettings, *, empty
 def reset(module: nn.Module) -> None:
     """Draw the first values of all adapters in a module, in its order, from torch's generator: their updates are 0."""
     for part in module.modules():
-        if hasattr(part, "reset_lora_parameters"):
-            part.reset_lora_parameters(_NAME, True)
+        draw: Any = getattr(part, "reset_lora_parameters", None)
+        if draw is not None:
+            draw(_NAME, True)
 
 
 def set_trainable(
@@ -141,7 +142,7 @@ def merge(model: PaDTForConditionalGeneration) -> PaDTForConditionalGeneration:
     if not has_adapters(model):
         return model
     layers = _peft_layer_class()
-    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, layers)]
+    adapted: list[tuple[str, Any]] = [(name, part) for name, part in model.named_modules() if isinstance(part, layers)]
     for name, module in adapted:
         try:
             module.merge(safe_merge=True)

@@ -1,6 +1,7 @@
 """Gradient checkpointing, part by part: activations are computed again in backward instead of being kept."""
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -31,6 +32,7 @@ def set_checkpointing(
         (model.vl_decoder, decoder),
     )
     for part, enabled in parts:
+        module: Any  # torch types attributes of modules as tensors or modules
         for module in part.modules():
             if isinstance(module, (GradientCheckpointingLayer, ObjectDecoder)) or module is part:
                 # The two attributes by which transformers' layers know; set here because its own switch turns on
