@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from jobs import console
+from jobs.cli_calibrate import app as calibrate_app
 from jobs.cli_data import app as data_app
 from jobs.cli_explain import app as explain_app
 from jobs.cli_export import app as export_app
@@ -32,6 +33,7 @@ EXTRAS = {
     "train": "train",
     "run": "all",
     "evaluate": "eval",
+    "calibrate": "eval",
     "compare": "train",
     "register": "train",
     "predict": "train",  # only for models of the registry
@@ -66,6 +68,7 @@ app.add_typer(prepare_app, name="prepare")
 app.add_typer(data_app)
 app.add_typer(models_app)
 app.add_typer(export_app)
+app.add_typer(calibrate_app)
 app.add_typer(explain_app)
 
 OPTIONAL_PACKAGES = {

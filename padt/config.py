@@ -54,6 +54,8 @@ class PaDTConfig(Qwen2_5_VLConfig):
         feature_order: ``raster`` keeps pre-merger features, rotary tables, prototypes and the mask grid in one order;
             ``reference`` reproduces the released weights' mixed orders (``padt.model.vision``).
         use_visual_prototype_projection: prototypes are ``f_vp(patch feature)``; off = the raw merged features.
+        score_calibration: coefficients that turn what is known of an object into its score (``padt.calibration``);
+            None = the decoder's score, as released.
         prototype_rank: inner width of the low-rank map in ``f_vp``.
     """
 
@@ -68,6 +70,7 @@ class PaDTConfig(Qwen2_5_VLConfig):
     feature_order: FeatureOrder = "raster"
     use_visual_prototype_projection: bool = True
     prototype_rank: int = 64
+    score_calibration: dict[str, float] | None = None
 
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from padt.answer import AnswerGroup
+from padt.calibration import calibrated
 from padt.generation import GenerationSettings
 from padt.grounding import Questions, decode_groups, prediction_of, prepare_questions
 from padt.prediction import Images, answer, paired
@@ -129,16 +130,20 @@ def explain(
     """
     settings = settings or GenerationSettings()
     questions = prepare_questions(model, *paired(images, request))
-    (parser,), states = answer(model, questions, settings)
+    (parser,), trace = answer(model, questions, settings)
     groups = parser.result().groups
-    spans = [states[0, slice(*group.span)] for group in groups]
+    traces = [trace.part(0, group.span) for group in groups]
     objects: list[PredictedObject] = decode_groups(
-        model, questions, [(0, group) for group in groups], spans, settings.masks
+        model, questions, [(0, group) for group in groups], traces, settings.masks
     )
-    steps = tuple(_steps_of_group(model, questions, group, rows) for group, rows in zip(groups, spans, strict=True))
+    if settings.calibrated:
+        objects = calibrated(model.config.score_calibration, objects)
+    steps = tuple(
+        _steps_of_group(model, questions, group, part.states) for group, part in zip(groups, traces, strict=True)
+    )
     nearest = None
     if not groups and questions.table is not None and parser.ids:
-        nearest = _likeliest_step(model, questions, states[0, : len(parser.ids)])
+        nearest = _likeliest_step(model, questions, trace.states[0, : len(parser.ids)])
     return Explanation(
         prediction_of(model, parser, objects, questions.frames[0]), tuple(questions.pictures[0]), steps, nearest
     )

@@ -26,6 +26,7 @@ class GenerationSettings:
         masks: decode masks to run lengths; boxes and scores come always.
         cache: transformers' name of the cache: ``dynamic`` grows with the answer; ``static`` has one size, which lets
             transformers compile the decoding step on a GPU.
+        calibrated: use the model's score calibration, if it has one (``padt.calibration``).
     """
 
     max_new_tokens: int = 1024
@@ -35,6 +36,7 @@ class GenerationSettings:
     forbid_repeats: bool = False
     masks: bool = True
     cache: str = "dynamic"
+    calibrated: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:

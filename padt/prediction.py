@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
 
 from padt.answer import AnswerParser
+from padt.calibration import calibrated
 from padt.errors import UserError
 from padt.generation import ForbidRepeatedVRTs, GenerationSettings, generate_arguments
 from padt.grounding import Questions, answer_parser, decode_groups, prediction_of, prepare_questions
 from padt.image import ImageSource
-from padt.model.modeling import StateRecorder
+from padt.model.modeling import StateRecorder, Trace
 from padt.requests import (
     Request,
     as_request,
@@ -57,26 +57,27 @@ def predict(
     if not asked:
         return []
     questions = prepare_questions(model, lists, asked)
-    parsers, states = answer(model, questions, settings)
+    parsers, trace = answer(model, questions, settings)
     items = [(row, group) for row, parser in enumerate(parsers) for group in parser.result().groups]
-    found = decode_groups(
-        model, questions, items, [states[row, slice(*group.span)] for row, group in items], settings.masks
-    )
+    traces = [trace.part(row, group.span) for row, group in items]
+    found = decode_groups(model, questions, items, traces, settings.masks)
     objects: list[list[PredictedObject]] = [[] for _ in parsers]
     for (row, _), thing in zip(items, found, strict=True):
         objects[row].append(thing)
+    if settings.calibrated:
+        objects = [calibrated(model.config.score_calibration, things) for things in objects]
     return [prediction_of(model, *parts) for parts in zip(parsers, objects, questions.frames, strict=True)]
 
 
 @torch.inference_mode()
 def answer(
     model: "PaDTForConditionalGeneration", questions: Questions, settings: GenerationSettings
-) -> tuple[list[AnswerParser], Tensor]:
+) -> tuple[list[AnswerParser], Trace]:
     """Write the answers to a batch of questions.
 
     Returns:
-        For each question a parser that has read its answer; and the states that predicted the answers' tokens,
-        ``(questions, tokens, d)``.
+        For each question a parser that has read its answer; and the trace of the answers' tokens,
+        ``(questions, tokens, ...)``.
     """
     recorder = StateRecorder()
     output = model.generate(**questions.inputs, recorder=recorder, **generate_arguments(model.processor, settings))
@@ -85,7 +86,7 @@ def answer(
         for token in row:
             parser.feed(token)
         parser.finish()
-    return parsers, recorder.states(getattr(output, "beam_indices", None))
+    return parsers, recorder.trace(getattr(output, "beam_indices", None))
 
 
 def paired(

@@ -34,7 +34,8 @@ class PredictedObject:
 
     Attributes:
         label: what the answer calls it.
-        score: the decoder's estimate of the box's quality, (0, 1).
+        score: by which objects rank, (0, 1): the decoder's estimate of the box's quality, or, where the model has a
+            score calibration, how right the object will be (``padt.calibration``).
         box: ``(x0, y0, x1, y1)`` in pixels of the upright original image.
         mask: COCO run-length mask of the upright original image; None if not asked for.
         patches: the VRTs, as row-major indices in the image's patch grid, in order of writing.

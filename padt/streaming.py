@@ -18,10 +18,11 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from padt.answer import AnswerGroup
+from padt.calibration import calibrated
 from padt.errors import UserError
 from padt.generation import GenerationSettings, generate_arguments
 from padt.grounding import Questions, answer_parser, decode_groups, prediction_of, prepare_questions
-from padt.model.modeling import StateRecorder
+from padt.model.modeling import StateRecorder, Trace
 from padt.processor import VRT_TEXT
 from padt.requests import Request
 from padt.results import PredictedObject, Prediction
@@ -135,8 +136,11 @@ def _events(
     def events_of(groups: Sequence[AnswerGroup], text: str) -> Iterator[StreamEvent]:
         # The group comes before the text that closes it.
         for group in groups:
-            states = torch.cat(recorder.steps[slice(*group.span)])
-            (found,) = decode_groups(model, questions, [(0, group)], [states], settings.masks)
+            span = slice(*group.span)
+            trace = Trace(torch.cat(recorder.steps[span]), torch.cat(recorder.normalizers[span]))
+            (found,) = scored = decode_groups(model, questions, [(0, group)], [trace], settings.masks)
+            if settings.calibrated:
+                (found,) = calibrated(model.config.score_calibration, scored, earlier=objects)
             objects.append(found)
             yield ObjectFound(len(objects) - 1, found)
         if text:
