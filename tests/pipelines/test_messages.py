@@ -56,9 +56,9 @@ def prepare_rows(folder, rows, out="set", lines=False, **options):
     return prepare_file(folder, "chat.json", out, **options)
 
 
-def prepare_file(folder, name, out="set", **options):
+def prepare_file(folder, file, out="set", **options):
     options = {"images": str(folder / "images"), "name": "chat", **options}
-    asked = PrepareOptions(annotations=str(folder / name), out=str(folder / out), source="messages", **options)
+    asked = PrepareOptions(annotations=str(folder / file), out=str(folder / out), source="messages", **options)
     return prepare(asked, execute=execute_here)
 
 
