@@ -15,14 +15,13 @@ from padt.errors import UserError
 from padt.generation import end_token_ids
 from padt.image import ImageSource
 from padt.losses import cxcywh_to_xyxy
-from padt.model.head import SupervisedRows
-from padt.model.vision import ImageFeatures, pad_images
+from padt.model.vision import ImageFeatures
 from padt.requests import Request
 from padt.results import Frame, PredictedObject, Prediction
 from padt.rle import encode
 
 if TYPE_CHECKING:
-    from padt.model.modeling import PaDTForConditionalGeneration
+    from padt.model.modeling import PaDTForConditionalGeneration, Trace
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def decode_groups(
     model: "PaDTForConditionalGeneration",
     questions: Questions,
     items: Sequence[tuple[int, AnswerGroup]],
-    states: Sequence[Tensor],
+    traces: Sequence["Trace"],
     masks: bool = True,
 ) -> list[PredictedObject]:
     """Decode groups into objects.
@@ -111,7 +110,7 @@ def decode_groups(
         model: the model.
         questions: what was asked.
         items: question and group of each object.
-        states: for each object the states that predicted its VRTs, ``(vrts, d)``.
+        traces: of the VRTs of each object.
         masks: make masks at the size of the original pictures too.
 
     Returns:
@@ -125,11 +124,12 @@ def decode_groups(
     images = [first_image[row] + group.image for row, group in items]
     counts = [len(group.vrts) for _, group in items]
     boxes, scores, logits = model.vl_decoder(
-        torch.cat(list(states)), counts, images, questions.features, questions.table, masks=masks
+        torch.cat([trace.states for trace in traces]), counts, images, questions.features, questions.table, masks=masks
     )
     corners = cxcywh_to_xyxy(boxes.float()).clamp(0, 1).tolist()
     qualities = scores.float().sigmoid().tolist()
-    confidences = _confidences(model, questions.table.split(questions.patch_counts), items, states)
+    tables = questions.table.split(questions.patch_counts)
+    confidences = [_confidence(tables[row], group, trace) for (row, group), trace in zip(items, traces, strict=True)]
     found = []
     for number, (row, group) in enumerate(items):
         frames = questions.frames[row]
@@ -180,31 +180,9 @@ def mask_rle(logits: Tensor, height: int, width: int) -> dict[str, Any]:
     return encode((full[0, 0] > 0).cpu().numpy())
 
 
-def _confidences(model, tables: Sequence[Tensor], items, states: Sequence[Tensor]) -> list[float]:
-    """Geometric mean of the probabilities of each group's VRTs: the head once more, over the groups' states."""
-    rows = sorted({row for row, _ in items})
-    of_row = {row: [index for index, (other, _) in enumerate(items) if other == row] for row in rows}
-    offset = model.config.vrt_offset
-    hidden, known = pad_images(
-        torch.cat([states[index] for row in rows for index in of_row[row]]),
-        [sum(len(items[index][1].vrts) for index in of_row[row]) for row in rows],
-    )
-    targets = torch.full(known.shape, -100, device=hidden.device)
-    targets[known] = torch.tensor(
-        [vrt + offset for row in rows for index in of_row[row] for vrt in items[index][1].vrts], device=hidden.device
-    )
-    prototypes, prototype_mask = pad_images(
-        torch.cat([tables[row] for row in rows]), [len(tables[row]) for row in rows]
-    )
-    positions = torch.arange(hidden.shape[1], device=hidden.device).expand(len(rows), -1)
-    nll = model.lm_head(
-        hidden, prototypes, prototype_mask, SupervisedRows(positions, targets, torch.full_like(targets, -1))
-    ).cpu()
-    confidences = [0.0] * len(items)
-    for place, row in enumerate(rows):
-        start = 0
-        for index in of_row[row]:
-            end = start + len(items[index][1].vrts)
-            confidences[index] = float(torch.exp(-nll[place, start:end].mean()))
-            start = end
-    return confidences
+def _confidence(table: Tensor, group: AnswerGroup, trace: "Trace") -> float:
+    """Geometric mean of the probabilities of a group's VRTs."""
+    vrts = torch.tensor(group.vrts, device=table.device)
+    logits = (trace.states * table[vrts].to(trace.states.dtype)).sum(-1).float()
+    # In half precision the same logit may come out a little different here.
+    return float((logits - trace.normalizers).clamp(max=0).mean().exp())

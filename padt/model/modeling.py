@@ -51,28 +51,60 @@ class PaDTOutput(ModelOutput):
     parts: dict[str, Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class Trace:
+    """What is kept of each generated token.
+
+    Attributes:
+        states: ``(..., tokens, d)`` final states that predicted the tokens.
+        normalizers: ``(..., tokens)`` fp32: logarithm of the sum of ``exp(logit)`` over words and VRTs, so that a
+            token's log probability is its logit less this.
+    """
+
+    states: Tensor
+    normalizers: Tensor
+
+    def part(self, row: int, span: tuple[int, int]) -> "Trace":
+        """The trace of some tokens of one row of a batch."""
+        return Trace(self.states[row, slice(*span)], self.normalizers[row, slice(*span)])
+
+
 @dataclass
 class StateRecorder:
-    """Collects the final states of generated tokens: pass one to ``generate(recorder=...)``, a new one each time.
+    """Collects traces of generated tokens: pass one to ``generate(recorder=...)``, a new one each time.
 
     Attributes:
         steps: one ``(batch * beams, d)`` tensor per step: the state that predicted the step's token.
+        normalizers: one ``(batch * beams,)`` tensor per step.
     """
 
     steps: list[Tensor] = field(default_factory=list)
+    normalizers: list[Tensor] = field(default_factory=list)
 
-    def states(self, beam_indices: Tensor | None = None) -> Tensor:
-        """``(batch, new_tokens, d)``: the state that predicted each generated token.
+    def add(self, output: PaDTOutput) -> None:
+        """Keep what is needed of a step's output."""
+        if output.last_hidden_state is None or output.logits is None:
+            return
+        # A copy: the prompt's states are not kept alive, and a compiled step may write over its output.
+        self.steps.append(output.last_hidden_state[:, -1].clone())
+        self.normalizers.append(output.logits[:, -1].float().logsumexp(-1))
+
+    def trace(self, beam_indices: Tensor | None = None) -> Trace:
+        """``(batch, new_tokens, ...)``: for each generated token of each answer.
 
         Args:
             beam_indices: ``beam_indices`` of a beam search's output, ``(batch, new_tokens)``.
         """
-        stacked = torch.stack(self.steps, dim=1)
+        states, normalizers = torch.stack(self.steps, dim=1), torch.stack(self.normalizers, dim=1)
         if beam_indices is None:
-            return stacked
-        steps = beam_indices.shape[1]
-        rows = beam_indices.clamp(min=0).to(stacked.device)
-        return stacked[rows, torch.arange(steps, device=stacked.device)]
+            return Trace(states, normalizers)
+        rows = beam_indices.clamp(min=0).to(states.device)
+        places = torch.arange(beam_indices.shape[1], device=states.device)
+        return Trace(states[rows, places], normalizers[rows, places])
+
+    def states(self, beam_indices: Tensor | None = None) -> Tensor:
+        """``(batch, new_tokens, d)``: the state that predicted each generated token."""
+        return self.trace(beam_indices).states
 
 
 class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -430,9 +462,8 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             model_kwargs["prototypes"] = outputs.prototypes
             model_kwargs["prototype_mask"] = outputs.prototype_mask
         recorder = model_kwargs.get("recorder")
-        if recorder is not None and outputs.last_hidden_state is not None:
-            # A copy: the prompt's states are not kept alive, and a compiled step may write over its output.
-            recorder.steps.append(outputs.last_hidden_state[:, -1].clone())
+        if recorder is not None:
+            recorder.add(outputs)
         return model_kwargs
 
 
@@ -479,4 +510,4 @@ def _check_placeholders(counts: list[int], features: int, cache: Cache | None = 
         )
 
 
-__all__ = ["OBJECT_PARTS", "PaDTForConditionalGeneration", "PaDTOutput", "StateRecorder", "VLDecoderConfig"]
+__all__ = ["OBJECT_PARTS", "PaDTForConditionalGeneration", "PaDTOutput", "StateRecorder", "Trace", "VLDecoderConfig"]
