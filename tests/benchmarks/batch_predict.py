@@ -64,10 +64,10 @@ def measure(model: PaDTForConditionalGeneration, batch: int, tokens: int, rounds
     def together() -> list[Prediction]:
         return predict(model, images, asked, settings)
 
-    found = together()
+    found = together()  # also warms both up
     if any(len(prediction.token_ids) != tokens for prediction in found):
         raise RuntimeError("an answer ended early: the comparison would not be fair")
-    return interleaved(alone, together, rounds, warm_up=1), sum(len(prediction.objects) for prediction in found)
+    return interleaved(alone, together, rounds, warm_up=0), sum(len(prediction.objects) for prediction in found)
 
 
 def main() -> int:
