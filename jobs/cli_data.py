@@ -121,3 +121,25 @@ def exclude_list(
     listed = write_exclude_list(sets, out)
     rows = [[each.name, each.url, each.images] for each in listed]
     console.out.print(console.table(out, ["set", "where", "images>"], rows))
+
+
+@app.command(
+    name="export-data",
+    epilog=examples(
+        "padt export-data runs/coco-val --to coco --out exported",
+        "padt export-data s3://bucket/refcoco-val --to released --out lines --no-images",
+    ),
+)
+def export_data(
+    data: Annotated[str, typer.Argument(help="Prepared set; any URL.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder to make; any URL.")],
+    to: Annotated[
+        str, typer.Option(help="coco (JSON, with captions and references) or released (JSON lines).")
+    ] = "coco",
+    images: Annotated[bool, typer.Option(help="Write the pictures too, or only name them.")] = True,
+) -> None:
+    """Write a prepared set in the format of other tools; `padt prepare` reads it back."""
+    from jobs.export_data import run_export_data
+
+    exported = run_export_data(data, out, to=to, images=images)
+    console.out.print(console.table(out, ["file", "entries>"], list(exported.files.items())))

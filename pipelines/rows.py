@@ -15,7 +15,7 @@ from pipelines.hashes import content_hash
 from pipelines.images import Measured, measure
 from pipelines.masks import MaskError, mask_of
 from pipelines.sources.base import ImageEntry, Piece, Reject, annotation_id, number_of, plain_text, whole_number
-from pipelines.sources.ric import ground, is_finished
+from pipelines.sources.ric import ground, is_finished, tagged
 
 # Boxes are rounded to hundredths of a pixel in many files: what sticks out by less than this is not worth counting.
 _ROUNDING_PIXELS = 0.05
@@ -281,9 +281,17 @@ def _references(entry, pieces, places, lost, result) -> list[dict[str, Any]]:
                 "sent_id": value["sent_id"],
                 "text": text,
                 "objects": [places[each] for each in value["ann_ids"]],
+                **_as_written(value["text"], text),
             }
         )
     return references
+
+
+def _as_written(written: str, text: str) -> dict[str, str]:
+    """The text as its source writes it, where what is stored for reading does not tell (spaces, malformed tags)."""
+    # Halves of surrogate pairs cannot be stored as UTF-8.
+    storable = written.encode("utf-8", "replace").decode("utf-8")
+    return {} if storable == text else {"written": storable}
 
 
 def _captions(entry, pieces, places, result) -> list[dict[str, Any]]:
@@ -310,10 +318,14 @@ def _caption(value: dict[str, Any], places: dict[int, int], repairs: Counter[str
     if "<|Obj_" in text:
         raise _ItemError("caption_malformed", f"placeholders of its own: {text[:100]}")
     if "grounded" not in value:
-        return {"text": text, "objects": []}
+        return {"id": value.get("id"), "text": text, "objects": [], **_as_written(raw, text)}
     if not is_finished(text):
         raise _ItemError("caption_unfinished", text[-60:])
     grounded = ground(text, places)
     repairs["caption_tags_repaired"] += grounded.repaired
     repairs["caption_tags_dropped"] += grounded.dropped
-    return {"text": grounded.text, "objects": [places[each] for each in grounded.ann_ids]}
+    return {
+        "text": grounded.text,
+        "objects": [places[each] for each in grounded.ann_ids],
+        **_as_written(raw, tagged(grounded.text, grounded.ann_ids)),
+    }

@@ -36,9 +36,17 @@ _OBJECT = pa.struct(
     ]
 )
 _REFERENCE = pa.struct(
-    [("ref_id", pa.int64()), ("sent_id", pa.int64()), ("text", pa.string()), ("objects", _list(pa.int32()))]
+    [
+        ("ref_id", pa.int64()),
+        ("sent_id", pa.int64()),
+        ("text", pa.string()),
+        ("objects", _list(pa.int32())),
+        ("written", pa.string()),
+    ]
 )
-_CAPTION = pa.struct([("text", pa.string()), ("objects", _list(pa.int32()))])
+_CAPTION = pa.struct(
+    [("text", pa.string()), ("objects", _list(pa.int32())), ("id", pa.int64()), ("written", pa.string())]
+)
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _GRID = pa.struct([("grid_h", pa.int32()), ("grid_w", pa.int32())])
@@ -67,7 +75,8 @@ OPTIONAL_COLUMNS = ("messages", "more_images", "more_grids", "sha256", "look")
 ``messages``: turns in order, roles ``system``, ``user`` and ``assistant``; each ``<image>`` in a user's content stands
 for the next picture. ``more_images``, ``more_grids``: the second and later pictures and their patch grids. A
 conversation without pictures has a null ``image``, and 0 as width, height and grid. ``sha256``, ``look``: what the
-(first) image is recognised by in other sets, see ``pipelines.hashes``.
+(first) image is recognised by in other sets, see ``pipelines.hashes``. ``written``, in references and captions: the
+text as its source writes it, where spaces, line breaks or malformed tags make that another one than ``text``.
 """
 IMAGE_COLUMNS = ("image", "more_images")
 """Columns that hold encoded images, as against the small ones."""

@@ -4,7 +4,7 @@ Stored captions have ``<|Obj_k|>`` placeholders, always inside parentheses: ``tw
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 PLACEHOLDER = "<|Obj_{}|>"
@@ -17,6 +17,7 @@ _PROPER = re.compile(r"<box_id: \d+/>")
 _LEFT_OVER = re.compile(r"\(?\s*<\s*/?\s*box_id[^<>()]*>?\s*\)?")
 # Some captions name the id in plain parentheses, without the tag.
 _BARE = re.compile(r"\(\s*(\d{1,18}(?:\s*,\s*\d{1,18})*)\s*\)")
+_PLACED = re.compile(r"<\|Obj_(\d+)\|>")
 _ENDS = (".", '"', "!", "?", "\u201d")
 
 
@@ -82,6 +83,11 @@ def ground(text: str, known: Collection[int]) -> GroundedCaption:
     text = _GROUP.sub(replace_group, _BARE.sub(replace_bare, text))
     text, unreadable = _LEFT_OVER.subn("", text)
     return GroundedCaption(_tidy(text), tuple(ann_ids), repaired, dropped + unreadable)
+
+
+def tagged(text: str, ann_ids: Sequence[int]) -> str:
+    """A stored caption with ``<box_id: N/>`` tags where its placeholders are: the way back from ``ground``."""
+    return _PLACED.sub(lambda match: f"<box_id: {ann_ids[int(match[1])]}/>", text)
 
 
 def _tidy(text: str) -> str:

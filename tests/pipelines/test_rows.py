@@ -224,7 +224,7 @@ def test_captions_point_at_places_of_the_row():
             {"id": None, "grounded": "without an end"},
         ],
     )
-    assert result.row["captions"] == [
+    assert [{name: each[name] for name in ("text", "objects")} for each in result.row["captions"]] == [
         {"text": "A cat (<|Obj_0|>) by a cat (<|Obj_1|>).", "objects": [1, 0]},
         {"text": "plain text", "objects": []},
     ]

@@ -1,0 +1,30 @@
+"""`padt export-data`: a prepared set in the formats of other tools."""
+
+import logging
+
+from pipelines.export import export_data
+from pipelines.exports.base import Exported
+
+logger = logging.getLogger(__name__)
+
+
+def run_export_data(url: str, out: str, *, to: str = "coco", images: bool = True) -> Exported:
+    """Write a prepared set as COCO's JSON or as the released JSON lines.
+
+    Args:
+        url: folder of the set.
+        out: folder to make.
+        to: ``coco`` or ``released``.
+        images: write the images too.
+
+    Raises:
+        UserError: see ``pipelines.export.export_data``.
+    """
+    exported = export_data(url, out, to, images)
+    if exported.renumbered:
+        logger.warning(
+            "%s: annotation ids come more than once in %s, so they are numbered from 1 in the order of its rows",
+            out,
+            url,
+        )
+    return exported

@@ -1,0 +1,1 @@
+"""Formats that prepared sets are written back to."""

@@ -1,0 +1,110 @@
+"""The JSON lines of the released PaDT data: one question about one image in each line."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from padt.patches import unpack_patches
+from padt.tasks import CAPTION_PROMPT, NO_OBJECTS, detect_prompt, refer_prompt
+from pipelines.exports.base import Exported, ExportedSet, id_of, write_lines
+from pipelines.storage import Folder
+
+
+def write_released(source: ExportedSet, folder: Folder, exported: Exported) -> None:
+    """Write a file of lines for each task that the set has something for."""
+    counts = source.manifest.counts
+    if counts.objects:
+        exported.files["ovd.jsonl"] = write_lines(folder, "ovd.jsonl", _detections(source))
+    if counts.references:
+        exported.files["rec.jsonl"] = write_lines(folder, "rec.jsonl", _sentences(source))
+    if counts.captions:
+        exported.files["ric.jsonl"] = write_lines(folder, "ric.jsonl", _descriptions(source))
+    if counts.conversations:
+        exported.files["chat.jsonl"] = write_lines(folder, "chat.jsonl", _conversations(source))
+
+
+def _detections(source: ExportedSet) -> Iterator[dict[str, Any]]:
+    """Lines that ask for all classes of the set; classes and objects in the set's order."""
+    names = source.manifest.class_names
+    for row in source.rows("grid_h", "grid_w", "objects"):
+        by_name: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for item in row["objects"]:
+            released = _object(row, item, item["label"])
+            if released["patches"]:
+                by_name[item["label"]].append(released)
+        objects = [each for name in names for each in by_name[name]]
+        present = [(name, len(by_name[name])) for name in names if by_name[name]]
+        yield _line(source, row, "ovd", detect_prompt(names), _listing(present), objects)
+
+
+def _listing(present: list[tuple[str, int]]) -> str:
+    """The answer to a class list: number, name and places of each class that is there."""
+    if not present:
+        return NO_OBJECTS
+    parts, first = [], 0
+    for name, count in present:
+        places = ", ".join(f"<|Obj_{first + number}|>" for number in range(count))
+        parts.append(f'{count} "{name}" ({places})')
+        first += count
+    if len(present) == 1:
+        return f"There {'is' if present[0][1] == 1 else 'are'} {parts[0]} in this image."
+    return f"In this image, there are {', '.join(parts)}."
+
+
+def _sentences(source: ExportedSet) -> Iterator[dict[str, Any]]:
+    for row in source.rows("grid_h", "grid_w", "objects", "references"):
+        for reference in row["references"]:
+            text = reference["text"]
+            objects = [_object(row, row["objects"][place], text) for place in reference["objects"]]
+            places = ", ".join(f"<|Obj_{number}|>" for number in range(len(objects)))
+            answer = f'The "{text}" refers to {places} in this image.' if objects else NO_OBJECTS
+            ids = {"ref_id": reference["ref_id"], "sent_id": reference["sent_id"]}
+            yield _line(source, row, "rec", refer_prompt(text), answer, objects) | ids
+
+
+def _descriptions(source: ExportedSet) -> Iterator[dict[str, Any]]:
+    for row in source.rows("grid_h", "grid_w", "objects", "captions"):
+        for caption in row["captions"]:
+            objects = [_object(row, row["objects"][place], "") for place in caption["objects"]]
+            yield _line(source, row, "ric", CAPTION_PROMPT, caption["text"], objects)
+
+
+def _conversations(source: ExportedSet) -> Iterator[dict[str, Any]]:
+    roles = {"user": "human", "assistant": "gpt"}
+    for row in source.rows("messages", "more_images.list.element.path"):
+        if row["messages"]:
+            stored = [row["image"], *(row["more_images"] or ())] if row["image"] is not None else []
+            names = [source.file_name({**row, "image": image}) for image in stored]
+            said = [
+                {"from": roles.get(each["role"], each["role"]), "value": each["content"]} for each in row["messages"]
+            ]
+            pictures = {"image": names[0] if len(names) == 1 else names} if names else {}
+            yield {"id": id_of(row["image_id"]), **pictures, "conversations": said}
+
+
+def _object(row: Mapping[str, Any], item: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """An object as the released files have it, with its annotation id besides."""
+    patches = np.flatnonzero(unpack_patches(item["patches"], row["grid_h"] * row["grid_w"]))
+    released = {
+        "patches": patches.tolist(),
+        "bbox": item["box"],
+        "iscrowd": int(item["iscrowd"]),
+        "area": item["area"],
+        "label": label,
+        "ann_id": item["ann_id"],
+    }
+    return released if item["rle"] is None else released | {"rle": item["rle"]}
+
+
+def _line(
+    source: ExportedSet, row, task: str, question: str, answer: str, objects: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "id": id_of(row["image_id"]),
+        "image": source.file_name(row),
+        "conversations": [{"from": "human", "value": question}],
+        "answer_template": answer,
+        "objects": objects,
+        "task": task,
+    }
