@@ -20,7 +20,7 @@ from padt.config import Layout, PaDTConfig
 from padt.errors import UserError
 from padt.hub import model_folder
 from padt.layouts import config_values, generation_values, image_processor_values, save_tokenizer
-from padt.loading import SHARD_SIZE, load_config, load_model, load_processor, new_folder, save_model
+from padt.loading import ADAPTER_CONFIG, SHARD_SIZE, load_config, load_model, load_processor, new_folder, save_model
 from padt.processor import PaDTProcessor, read_json
 from padt.weights import FRESH_PREFIXES, HEAD, INDEX, StoredTensor, check_weights, read_tensors
 
@@ -82,7 +82,7 @@ def export(
     if Path(out).exists():
         raise UserError(f"{out} exists already: remove it or export under another name.")
     folder = model_folder(model)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         with TemporaryDirectory(prefix=".padt-merged-", dir=Path(out).absolute().parent) as scratch:
             merged = load_model(folder, dtype="auto", device="cpu")
             saved = save_model(merged, merged.processor, Path(scratch) / "model", facts=read_facts(folder))

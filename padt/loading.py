@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 # Loading more than this shows a progress bar.
 LARGE_BYTES = 2**30
 SHARD_SIZE = "5GB"
+ADAPTER_CONFIG = "adapter_config.json"
 _NATIVE_CLASS = "Qwen2_5_VLForConditionalGeneration"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -122,11 +123,16 @@ def load_model(
     Raises:
         UserError: the folder, its configuration or a key of its weights is missing, unexpected or of another shape.
     """
-    if (Path(path) / "adapter_config.json").is_file():
+    if device is not None and device_map is not None:
+        raise UserError("Give device or device_map, not both.")
+    if device_map is not None:
+        _need_accelerate()
+    folder = model_folder(path, revision)
+    if (folder / ADAPTER_CONFIG).is_file():
         from padt.adapters import load_merged
 
         return load_merged(
-            path,
+            folder,
             dtype=dtype,
             device=device,
             device_map=device_map,
@@ -134,11 +140,6 @@ def load_model(
             feature_order=feature_order,
             with_processor=with_processor,
         )
-    if device is not None and device_map is not None:
-        raise UserError("Give device or device_map, not both.")
-    if device_map is not None:
-        _need_accelerate()
-    folder = model_folder(path, revision)
     config, _ = load_config(folder, feature_order)
     target = torch.device(device) if device is not None else default_device()
     stored = read_tensors(folder)
@@ -183,6 +184,8 @@ def load_strictly(
     """
     register()
     folder = model_folder(path, revision)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{folder} holds an adapter, not a whole model: load it with padt.load_model, which merges it.")
     saved, layout = load_config(folder, feature_order)
     config = config if isinstance(config, PaDTConfig) else saved
     stored = read_tensors(folder)
@@ -206,15 +209,34 @@ def load_strictly(
     return (model, info) if output_loading_info else model
 
 
-def load_processor(path: str | os.PathLike) -> PaDTProcessor:
-    """Load the processor of a model folder of any layout.
+def load_processor(
+    path: str | os.PathLike,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    revision: str | None = None,
+) -> PaDTProcessor:
+    """Load the processor of a model folder of any layout, or of a folder that holds our processor alone.
+
+    Args:
+        path: folder, or ``OWNER/NAME`` on the Hub.
+        min_pixels: least area of resized images, in place of the saved one.
+        max_pixels: largest area of resized images, in place of the saved one.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
         UserError: the folder has no tokenizer or image processor.
     """
-    folder = model_folder(path)
-    config, _ = load_config(folder)
-    return PaDTProcessor.from_folder(folder, vrt_offset=config.vrt_offset)
+    folder = model_folder(path, revision)
+    offset = load_config(folder)[0].vrt_offset if (folder / "config.json").is_file() else None
+    processor = PaDTProcessor.from_folder(folder, vrt_offset=offset)
+    if min_pixels is not None or max_pixels is not None:
+        size = processor.image_processor.size
+        processor.image_processor.size = {
+            "shortest_edge": min_pixels or size["shortest_edge"],
+            "longest_edge": max_pixels or size["longest_edge"],
+        }
+    return processor
 
 
 def save_model(

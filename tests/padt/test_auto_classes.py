@@ -12,6 +12,7 @@ from padt.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.padt.folders import edit_weights, same_tensors
 from tests.padt.tiny import tiny_model
+from tests.parity.fixture import Fixture
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def test_registration_serves_all_three_auto_classes(folder, monkeypatch):
     text = "a <|VRT_3|> or <|im_end|>"
     assert processor.prompt_ids(text, [6]) == expected.processor.prompt_ids(text, [6])
     assert processor.vrt_offset == expected.config.vrt_offset
+    assert AutoProcessor.from_pretrained(folder, max_pixels=28 * 28 * 64).policy.max_pixels == 28 * 28 * 64
 
 
 def test_auto_model_is_strict_too(folder):
@@ -52,6 +54,15 @@ def test_import_after_transformers_registers_at_once(folder):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert run.stdout.split() == ["PaDTConfig"]
+
+
+def test_processor_class_reads_every_layout(folder, reference_fixture, tmp_path):
+    # A released folder has no vrt_offset: without its config.json the VRT of patch 0 would be the id 0.
+    (tmp_path / "released").mkdir()
+    released = Fixture(reference_fixture).assemble_model(tmp_path / "released")
+    assert padt.PaDTProcessor.from_pretrained(released).vrt_offset == 600
+    padt.load_processor(folder).save_pretrained(tmp_path / "alone")
+    assert padt.PaDTProcessor.from_pretrained(tmp_path / "alone").vrt_offset == padt.load_processor(folder).vrt_offset
 
 
 def test_what_save_pretrained_leaves_is_a_whole_model_folder(tmp_path):

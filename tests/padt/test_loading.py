@@ -350,3 +350,10 @@ def test_answers_end_where_a_turn_ends_whatever_the_folder_says(tmp_path):
     saved = json.loads((folder / "generation_config.json").read_text())
     assert saved["eos_token_id"] == [model.processor.end_token_id, 7]
     assert saved["pad_token_id"] == model.processor.pad_token_id
+
+
+def test_an_adapter_is_no_whole_model_at_transformers_own_door(own_folder):
+    folder, _ = own_folder
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an adapter, not a whole model: load it with padt.load_model"):
+        PaDTForConditionalGeneration.from_pretrained(folder)
