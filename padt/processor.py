@@ -48,6 +48,14 @@ class PaDTProcessor(ProcessorMixin):
         self.image_token = IMAGE_PAD
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "PaDTProcessor":
+        """As transformers', from a folder of any layout or a Hub repository; with ``min_pixels``, ``max_pixels``."""
+        from padt.loading import load_processor
+
+        wanted = {name: kwargs[name] for name in ("min_pixels", "max_pixels") if kwargs.get(name) is not None}
+        return load_processor(pretrained_model_name_or_path, revision=kwargs.get("revision"), **wanted)
+
+    @classmethod
     def from_folder(cls, path: str | os.PathLike, vrt_offset: int | None = None) -> "PaDTProcessor":
         """Load from a model folder of any layout.
 
