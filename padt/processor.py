@@ -100,7 +100,8 @@ class PaDTProcessor(ProcessorMixin):
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of plain words; anything that looks like a special token is taken literally."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # Quiet about long texts: what is too long is decided by the reader and by generation.
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
     def prompt_ids(self, prompt: str | Sequence[Turn], patch_counts: Sequence[int] = ()) -> list[int]:
         """Ids of a prompt, up to where the answer starts.

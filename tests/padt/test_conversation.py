@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from padt.batch import collate
 from padt.conversation import IMAGE_PLACE, ConversationError, Turn, check_turns, question, read_chat, read_messages
@@ -16,7 +17,7 @@ from padt.requests import chat_request
 from padt.tasks import Group, ObjectTarget, Sample, TaskOptions, render
 from tests.padt.test_batch import picture, square
 from tests.padt.test_processor import NASTY
-from tests.padt.tiny import ROWS
+from tests.padt.tiny import ROWS, tiny_model
 
 PLAIN = [
     {"role": "system", "content": "Be brief."},
@@ -160,6 +161,25 @@ def test_steps_after_a_prompt_of_several_images_give_the_logits_of_one_pass(rand
     logits = random_model(**whole).logits[0]
     logits[:, processor.end_token_id] = -torch.inf
     assert logits[-extra - 1 : -1].argmax(-1).tolist() == answer[0, -extra:].tolist()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_a_fresh_padt_keeps_qwen_s_conversations(tied):
+    # General ability is kept: until prototypes are trained, every answer is plain Qwen2.5-VL's, token by token.
+    model = tiny_model(tied)
+    torch.nn.init.zeros_(model.vis_norm.weight)
+    plain = Qwen2_5_VLForConditionalGeneration(model.config).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k in plain.state_dict()})
+    chats = [
+        ([picture(84, 56), picture(56, 56, 1)], two_images().turns[:1]),
+        ([picture(112, 84, 2)], (question("a?", 1), assistant("b"), user("c?"))),
+        ([], read_messages(PLAIN, 0)[:-1]),
+    ]
+    for images, turns in chats:
+        inputs, _ = model.processor.prompt_inputs([images], [turns])
+        ours, theirs = (each.generate(**inputs, max_new_tokens=10, do_sample=False) for each in (model, plain))
+        assert ours.tolist() == theirs.tolist() and ours.max() < ROWS
 
 
 def test_a_conversation_goes_on_from_an_answer_with_its_vrts(random_model):
