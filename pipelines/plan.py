@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from padt.errors import ImageError
+from padt.errors import ImageError, UserError
 from padt.image import ResizePolicy
 from pipelines.images import ImageFolders
 from pipelines.rows import piece_ids
@@ -248,8 +248,14 @@ class _Spills:
     def _spill(self) -> None:
         for number, lines in enumerate(self._buffers):
             if lines:
-                with self._path(number).open("ab") as file:
-                    file.writelines(lines)
+                try:
+                    with self._path(number).open("ab") as file:
+                        file.writelines(lines)
+                except OSError as error:
+                    raise UserError(
+                        f"The temporary folder {self._folder.parent} cannot hold the annotations on their way "
+                        f"({error}): make room there, or set TMPDIR to another folder."
+                    ) from error
                 lines.clear()
         self._held = 0
 

@@ -24,7 +24,7 @@ from pipelines.rows import RowContext
 from pipelines.schema import REJECT_KINDS, SCHEMA_VERSION
 from pipelines.shards import ShardResult, ShardTask, finished, write_rejects, write_shard
 from pipelines.sources.base import Source
-from pipelines.storage import Folder, hash_file, is_local
+from pipelines.storage import Folder, hash_file, is_local, transport_errors
 
 __all__ = ["Execute", "PlanSummary", "PrepareOptions", "Progress", "execute_here", "execute_on_ray", "prepare"]
 
@@ -111,14 +111,17 @@ def execute_on_ray(tasks: Sequence[ShardTask], num_cpus: int | None = None) -> I
     def work(row: dict[str, Any]) -> dict[str, str]:
         try:
             return {"result": write_shard(by_number[row["shard"]]).to_json(), "error": ""}
-        except (UserError, OSError) as error:
+        except UserError as error:
             # Ray would wrap it in a page of traceback.
             return {"result": "", "error": str(error)}
+        except transport_errors() as error:
+            said = f"A shard could not be written: {error}. Mend that and run the command again."
+            return {"result": "", "error": said}
 
     mapped = rows.map(work, concurrency=num_cpus) if num_cpus else rows.map(work)
     for row in mapped.iter_rows():
         if row["error"]:
-            raise UserError(f"A shard could not be written: {row['error']}. Mend that and run the command again.")
+            raise UserError(row["error"])
         yield ShardResult.from_json(row["result"])
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import sys
 import time
 import uuid
@@ -250,12 +251,16 @@ def read_file(url: str, most: int) -> bytes:
     if (inside := archive_url(url)) is not None:
         archive = open_archive(inside)
         with archive.lock, archive.fs.open(inside.inner, "rb") as handle:
-            return handle.read(most)
+            return read_most(handle, most)
     # A local name may hold what means something in a URL.
-    fs, path = (fsspec.filesystem("file"), url) if url.startswith("/") else resolve(url)
-    if is_local(fs):
-        with fs.open(path, "rb") as handle:
-            return handle.read(most)
+    fs, path = (None, url) if url.startswith("/") else resolve(url)
+    if fs is None or is_local(fs):
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):
+            # Opening a pipe would wait for ever.
+            raise OSError("it is not a regular file")
+        with open(path, "rb") as handle:
+            return handle.read(min(most, facts.st_size))
     pause = _FIRST_PAUSE
     for left in reversed(range(_TRIES)):
         try:
@@ -273,6 +278,15 @@ def read_file(url: str, most: int) -> bytes:
         time.sleep(pause)
         pause *= 2
     raise AssertionError("the last try returns or raises")
+
+
+def read_most(handle: IO[bytes], most: int) -> bytes:
+    """Up to ``most`` bytes of an open file. A single ``read(most)`` would make room for all of them at once."""
+    parts = []
+    while most > 0 and (part := handle.read(min(most, 1 << 22))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
 
 
 def open_input(url: str, what: str) -> IO[bytes]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from padt.errors import UserError
 from pipelines.sources.base import Piece, Reject, identifier, whole_number
-from pipelines.storage import open_input, reaching
+from pipelines.storage import open_input, reaching, read_most
 
 _REFERENCES = "Reference file"
 # The published files have 3 to 30 MB.
@@ -63,7 +63,7 @@ def load_plain_pickle(url: str) -> Any:
         UserError: the file is missing or damaged, or holds (or wants to call) anything else; then nothing of it runs.
     """
     with open_input(url, _REFERENCES) as handle, reaching(url, _REFERENCES):
-        content = handle.read(_MOST_BYTES + 1)
+        content = read_most(handle, _MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise UserError(f"{_REFERENCES} {url} has more than {_MOST_BYTES:,} bytes: check that it is a RefCOCO file.")
     try:

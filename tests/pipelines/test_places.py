@@ -161,6 +161,12 @@ def test_images_that_are_folders_are_rejected_one_by_one(tmp_path):
     ]
 
 
+def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_image(str(tmp_path / "a.jpg"))
+
+
 def test_names_that_are_not_utf8_are_rejected_one_by_one(tmp_path):
     raw = write_coco(tmp_path / "raw", count=2)
     content = json.loads((raw / "instances.json").read_text())

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import pickletools
+import tracemalloc
 
 import pytest
 
@@ -140,6 +141,42 @@ def test_a_damaged_pickle_is_a_clear_error(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"refs\.p"):
         load_refs(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02]r\xff\xff\xff\x7f.",  # Remembers an empty list as number 2,147,483,647: 32 GB of room.
+        b"(lp99999999999\n.",
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\x00\x00\x00abc.",  # Text that claims a terabyte.
+        b"I" + b"9" * 100_000 + b"\n.",
+        b"\x80\x02" + b"(" * 1_000_000 + b".",
+    ],
+)
+def test_a_pickle_that_asks_for_memory_is_refused_before_it_gets_it(tmp_path, content):
+    path = tmp_path / "refs.p"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"refs\.p is (refused|damaged)"):
+            load_plain_pickle(str(path))
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_that_unfolds_without_end_is_reported_in_a_line(tmp_path):
+    """Lists of the same lists, thirty deep: a few hundred bytes that would be a gigabyte of text."""
+    bomb: list = ["x"]
+    for _ in range(30):
+        bomb = [bomb, bomb]
+    sentence = {"sent_id": 1, "sent": "a cat"}
+    refs = [bomb, {"ref_id": bomb, "split": bomb, "sentences": [sentence]}]
+    path = tmp_path / "refs.p"
+    path.write_bytes(pickle.dumps(refs, protocol=2))
+    rejects = list(reference_pieces(load_refs(str(path)), None))
+    assert [type(reject) for reject in rejects] == [Reject, Reject]
+    assert all(len(reject.detail) < 1000 for reject in rejects)
 
 
 @pytest.mark.parametrize("name", ["refcoco/refs(unc).p", "refcoco+/refs(unc).p", "refcocog/refs(umd).p"])

@@ -7,6 +7,7 @@ import pytest
 
 from padt.errors import UserError
 from pipelines import storage
+from pipelines.plan import _Spills
 from pipelines.prepare import execute_here, prepare
 from tests.pipelines.coco_files import content_of, options_for, prepare_here, write_coco
 
@@ -57,6 +58,14 @@ def test_a_full_disk_keeps_what_is_whole_and_the_rerun_finishes(tmp_path, monkey
     assert content_of(tmp_path / "set").keys() == undisturbed.keys()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_temporary_folder_is_named_with_the_variable_that_moves_it(tmp_path):
+    spills = _Spills(tmp_path, 1, buffer_bytes=10)
+    (tmp_path / "0").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"temporary folder .*No space left.*TMPDIR"):
+        spills.add(0, b"x" * 100_000)
+
+
 @pytest.mark.slow
 def test_a_full_disk_under_workers_is_said_without_a_traceback(tmp_path, ray_cluster):
     """A file stands where the shards' folder belongs: no worker can write."""
@@ -65,7 +74,7 @@ def test_a_full_disk_under_workers_is_said_without_a_traceback(tmp_path, ray_clu
     def block(plan):
         (out / "shards").write_text("")
 
-    with pytest.raises(UserError, match=r"could not be written: .*shards/.*cannot be written") as caught:
+    with pytest.raises(UserError, match=r"shards/.*cannot be written .*run the command again") as caught:
         prepare(options_for(folder, out), on_plan=block)
     assert "Traceback" not in str(caught.value)
     (out / "shards").unlink()
