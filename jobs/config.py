@@ -104,6 +104,8 @@ class DataConfig(Section):
         batching: a budget of tokens and patches for a batch; ``batch_size`` is then the most samples of one. Samples
             that fit into no batch are left out and counted.
         augment: random views of images.
+        measured_on: prepared sets (``SET`` or ``SET:split``) that the model will be measured on: they are not trained
+            on, and a warning says where the mixture holds their images.
     """
 
     sets: list[SetConfig] = Field(min_length=1)
@@ -111,6 +113,7 @@ class DataConfig(Section):
     last: Literal["fill", "drop"] = "fill"
     batching: BatchingConfig | None = None
     augment: AugmentConfig | None = None
+    measured_on: list[str] = Field(default_factory=list)
 
 
 class TaskConfig(Section):
@@ -189,13 +192,13 @@ class TrainedParts(Section):
     """Which parts of the model are trained; the released recipe trains all of them.
 
     Attributes:
-        vision: the vision tower with its merger; by default trained, but not beside ``lora``.
+        vision: the vision tower with its merger; false by default beside ``lora``.
         language: the language model with embeddings and head; with ``lora`` its adapters are trained in its place.
         prototypes: ``f_vp``, which makes prototypes of patches.
         decoder: the object decoder.
     """
 
-    vision: bool | None = None
+    vision: bool = True
     language: bool = True
     prototypes: bool = True
     decoder: bool = True
@@ -308,6 +311,15 @@ class TrainConfig(Section):
             raise ValueError("the length of the run is unclear: set either steps or epochs")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _frozen_vision_beside_lora(cls, values: Any) -> Any:
+        # Settled here, so that the saved configuration says it.
+        parts = values.get("train") or {} if isinstance(values, dict) else None
+        if not isinstance(parts, dict) or values.get("lora") is None or "vision" in parts:
+            return values
+        return {**values, "train": {**parts, "vision": False}}
+
     @field_validator("gradient_checkpointing", mode="before")
     @classmethod
     def _all_or_none(cls, value: Any) -> Any:
@@ -315,16 +327,12 @@ class TrainConfig(Section):
 
     def trained_parts(self) -> dict[str, bool]:
         """Part of the model -> whether its own weights are trained (``padt.adapters.set_trainable``)."""
-        parts = self.train.model_dump()
-        if parts["vision"] is None:
-            parts["vision"] = self.lora is None
-        parts["language"] = parts["language"] and self.lora is None
-        return parts
+        return {**self.train.model_dump(), "language": self.train.language and self.lora is None}
 
     def result_hash(self) -> str:
         """Hash of everything that shapes the resulting weights (not: where they go, how they are logged or retried)."""
         left_out = {"output", "tracking", "checkpoint", "reader", "max_failures", "log_every", "gradient_checkpointing"}
-        tree = self.model_dump(mode="json", exclude=left_out)
+        tree = self.model_dump(mode="json", exclude=dict.fromkeys(left_out, True) | {"data": {"measured_on"}})
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -98,6 +98,7 @@ def test_parts_that_are_trained():
     assert build("train.vision=false").trained_parts() == {**everything, "vision": False}
     beside_lora = build("lora.rank=8").trained_parts()
     assert beside_lora == {**everything, "vision": False, "language": False}
+    assert build("lora.rank=8", "train.decoder=false").train.vision is False, "the saved configuration says so"
     assert build("lora.rank=8", "train.vision=true").trained_parts()["vision"]
 
 
