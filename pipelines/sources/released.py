@@ -170,13 +170,17 @@ def _asked(line: Line, image_id: str, ann_ids: list[int]) -> Iterator[Piece | Re
         if any(number >= len(ann_ids) for number in named):
             yield Reject(image_id, "reference", "object_missing", f"line {line.number}", item_id=line.number)
             return
-        ids = {name: whole_number(line.value.get(name)) or line.number for name in ("ref_id", "sent_id")}
-        content = {**ids, "text": question.sentence, "ann_ids": [ann_ids[number] for number in named]}
+        content: dict[str, Any] = {"text": question.sentence, "ann_ids": [ann_ids[number] for number in named]}
+        for name in ("ref_id", "sent_id"):
+            own = whole_number(line.value.get(name))
+            content[name] = line.number if own is None else own
         yield Piece(image_id, "reference", json.dumps(content))
-    elif question.task == "caption":
+    elif question.task == "caption" and _PLACEHOLDER.search(answer):
         # As RIC writes them: what is known of captions and their tags is known in one place.
         tagged = _PLACEHOLDER.sub(lambda found: f"<box_id: {_at(ann_ids, int(found.group(1)))}/>", answer)
         yield Piece(image_id, "caption", json.dumps({"id": line.number, "grounded": tagged}))
+    elif question.task == "caption":
+        yield Piece(image_id, "caption", json.dumps({"id": line.number, "text": answer}))
 
 
 def _at(ann_ids: list[int], place: int) -> int:

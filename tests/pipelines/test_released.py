@@ -76,7 +76,7 @@ def test_lines_that_cannot_be_used_are_rejected_one_by_one(prepared):
         {"id": 3, "image": "a.jpg"},
         _line("What is this?", "A cat (<|Obj_0|>).", [_object(LEFT, "")]),
         _line(REFER, "It refers to <|Obj_5|> in this image.", [_object(LEFT, "")]),
-        _line(DESCRIBE, "A caption that does not end", []),
+        _line(DESCRIBE, "A caption (<|Obj_0|>) that does not end", [_object(LEFT, "")]),
     )
     (row,) = rows_of(out)
     assert len(row["objects"]) == 1 and not row["references"] and not row["captions"]
