@@ -56,21 +56,21 @@ def export_data(url: str, out: str, to: str = "coco", images: bool = True) -> Ex
 def _write_images(source: ExportedSet, folder: Folder) -> int:
     count = 0
     places: dict[str, str] = {}
-    for row in source.rows("image.bytes"):
-        if row["image"] is None:
-            continue
-        content, name = row["image"]["bytes"], source.file_name(row)
-        if content is None:
-            path = row["image"]["path"]
-            if places.setdefault(name, path) != path:
-                raise UserError(
-                    f"Two linked images are called {name} ({places[name]} and {path}): export with --no-images, or "
-                    "prepare the set with copies of its images."
-                )
-            try:
-                content = read_image(path)
-            except ImageError as error:
-                raise UserError(f"The image of {row['key']} cannot be read ({error}): mend its place.") from error
-        folder.write(f"images/{name}", content)
-        count += 1
+    for row in source.rows("image.bytes", "more_images"):
+        for image in (row["image"], *(row.get("more_images") or ())):
+            if image is None:
+                continue
+            content, path, name = image["bytes"], image["path"], source.file_name({**row, "image": image})
+            if content is None:
+                if places.setdefault(name, path) != path:
+                    raise UserError(
+                        f"Two linked images are called {name} ({places[name]} and {path}): export with --no-images, or "
+                        "prepare the set with copies of its images."
+                    )
+                try:
+                    content = read_image(path)
+                except ImageError as error:
+                    raise UserError(f"The image of {row['key']} cannot be read ({error}): mend its place.") from error
+            folder.write(f"images/{name}", content)
+            count += 1
     return count

@@ -12,6 +12,7 @@ import torch
 from padt.errors import UserError
 from padt.image import ResizePolicy
 from padt.tasks import TaskOptions
+from pipelines.export import export_data
 from pipelines.index import load_index
 from pipelines.inspect import inspect
 from pipelines.mixture import SetSpec
@@ -226,6 +227,14 @@ def test_a_look_at_a_set_of_conversations(folder):
     assert report.picture.width > 0 and all("bytes" not in str(row["messages"]) for row in report.rows)
     assert inspect(str(folder / "set"), key="000000003").picture.height > 0
     assert "conversations" in (folder / "set" / "report.html").read_text()
+
+
+def test_an_exported_set_is_prepared_again_as_the_same(folder):
+    prepare_rows(folder, GOOD)
+    export_data(str(folder / "set"), str(folder / "export"), "released")
+    prepare_file(folder, "export/chat.jsonl", "again", images=str(folder / "export" / "images"))
+    first, again = rows_of(folder / "set"), rows_of(folder / "again")
+    assert [row["key"] for row in first] == [row["key"] for row in again] and first == again
 
 
 def test_other_tools_show_the_pictures(folder, tmp_path):
