@@ -30,7 +30,8 @@ class SetConfig(Section):
     Attributes:
         url: folder of the set (any fsspec URL); it holds ``manifest.json``.
         tasks: visits of each sample of a task in one epoch: 1 = once, 2 = twice with different draws, 0.5 = one half
-            this epoch and the other half in the next. Tasks that are left out are not trained on this set.
+            this epoch and the other half in the next. Tasks that are left out are not trained on this set; one of
+            conversations needs ``{chat: 1}``.
         repeat: how often the whole set is listed (the released Pro mix lists COCO twice).
         items_per_image: at most this many sentences or captions of one image in an epoch (others come in later epochs).
         sentences_per_sample: up to this many sentences of an image are asked one after another in one conversation, for
