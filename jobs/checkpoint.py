@@ -75,6 +75,9 @@ def check_plan(saved: dict[str, Any], current: dict[str, Any]) -> None:
         "seed": "the seed changed",
         "window": "data.window changed",
         "last": "data.last changed",
+        "batching": "data.batching changed",
+        "lengths": "the tokenizer or the task's options changed",
+        "augment": "data.augment changed",
     }
     for key in sorted(set(saved) | set(current)):
         if saved.get(key) != current.get(key):

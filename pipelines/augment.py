@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from padt.errors import UserError
-from padt.image import MAX_ASPECT_RATIO, ResizePolicy, open_image
+from padt.image import MAX_ASPECT_RATIO, PATCH, ResizePolicy, open_image
 from padt.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
 from padt.rle import area, bounds, crop, mirror
 from pipelines.mirror import mirror_text
@@ -146,7 +146,7 @@ def view_row(row: Row, view: View, min_visible: float = 0.5) -> Row:
     Objects outside the window leave; those of which less than ``min_visible`` is shown stay without patches. Sentences
     and captions about either leave, and so do those that cannot be told mirrored.
     """
-    grid = (view.size[0] // 28, view.size[1] // 28)
+    grid = (view.size[0] // PATCH, view.size[1] // PATCH)
     if view.window != (0, 0, row["width"], row["height"]):
         row = _cut(row, view.window, min_visible)
     if view.mirrored:

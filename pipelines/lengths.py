@@ -4,6 +4,7 @@ Lengths are upper estimates: class lists count in full, and the tokens of a text
 that lies above all texts of a sample of the set.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -79,13 +80,22 @@ class SetLengths:
     by_task: dict[str, np.ndarray]
     first: dict[str, np.ndarray]
 
+    def digest(self) -> str:
+        """Hash of all lengths: another tokenizer or other draws make other batches."""
+        digest = hashlib.blake2b(self.patches.tobytes(), digest_size=8)
+        for task in sorted(self.by_task):
+            digest.update(self.by_task[task].tobytes())
+        return digest.hexdigest()
+
     def tokens(self, task: str, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Tokens without image placeholders of samples ``(row, item)``, equal shapes."""
         numbers = self.first[task][rows] + items if task in self.first else rows
         return self.by_task[task][numbers]
 
 
-def set_lengths(index: SetIndex, options: TaskOptions, measure: Measure, extra_bytes: int = 0) -> SetLengths:
+def set_lengths(
+    index: SetIndex, options: TaskOptions, measure: Measure, extra_bytes: int = 0, growth: float | None = None
+) -> SetLengths:
     """Estimate the lengths of all samples of a set.
 
     Args:
@@ -93,17 +103,21 @@ def set_lengths(index: SetIndex, options: TaskOptions, measure: Measure, extra_b
         options: draws of prompts and answers.
         measure: the model's processor.
         extra_bytes: by how much sentences may be longer than they stand in the set.
+        growth: by what factor objects may grow in area, where other views of the images are drawn.
 
     Raises:
         UserError: a shard is missing or unreadable.
     """
-    parts = map_shards(index.url, index.shards, _COLUMNS, lambda table: _facts(table, options))
+    parts = map_shards(index.url, index.shards, _COLUMNS, lambda table: _facts(table, options, growth))
     fact = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
     lines = {
         name: TextLine.above(_spread([text for part in parts for text in part[1][name]], _TEXTS), measure)
         for name in ("references", "captions", "messages")
     }
-    length = lambda text: len(measure.tokenize(text))  # noqa: E731 - as short as its use
+
+    def length(text: str) -> int:
+        return len(measure.tokenize(text))
+
     # The template around one question and its answer, with the token that ends it and its line break.
     frame = len(measure.prompt_ids("x", (1,))) - 1 - length("x") + 2
     names = sorted((length(f'"{name}", ') for name in index.class_names), reverse=True)[: options.max_names]
@@ -131,11 +145,17 @@ def set_lengths(index: SetIndex, options: TaskOptions, measure: Measure, extra_b
     )
 
 
-def _facts(table: pa.Table, options: TaskOptions) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+def _facts(
+    table: pa.Table, options: TaskOptions, growth: float | None
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """Bytes of texts and VRTs (with a separator each) of one shard, and some of its texts."""
     objects = flat(table["objects"])
     per_row = counts(objects)
-    vrts = _vrts(bit_counts(objects.flatten().field("patches")), options)
+    bits = bit_counts(objects.flatten().field("patches"))
+    if growth is not None:
+        # In another view an object lies otherwise on the grid: it may reach one more patch on every side.
+        bits = np.ceil((np.sqrt(bits) + 1) ** 2 * growth).astype(np.int64)
+    vrts = _vrts(bits, options)
     owners = np.repeat(np.arange(len(table)), per_row)
     labels = pc.dictionary_encode(pc.fill_null(objects.flatten().field("label"), ""))
     codes = np.asarray(labels.indices).astype(np.int64)

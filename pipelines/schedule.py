@@ -174,6 +174,7 @@ class Plan:
         # Only where they are used: checkpoints from before there were any go on.
         if self.batching is not None:
             plain["batching"] = asdict(self.batching)
+            plain["lengths"] = [lengths.digest() for lengths in self.lengths]
         if self.augment is not None:
             plain["augment"] = {name: str(value) for name, value in asdict(self.augment).items()}
         return plain
@@ -279,7 +280,10 @@ def make_plan(
             raise ValueError("batching needs the model's processor as measure")
         extra = [EXTRA_BYTES if spec.negatives.get("refer") else 0 for spec in specs]
         options = task or TaskOptions()
-        lengths = tuple(set_lengths(index, options, measure, more) for index, more in zip(indices, extra, strict=True))
+        growth = max(1.0, augment.scale[1]) ** 2 if augment is not None else None
+        lengths = tuple(
+            set_lengths(index, options, measure, more, growth) for index, more in zip(indices, extra, strict=True)
+        )
     plan = Plan(
         mixture=Mixture(tuple(specs), indices, seed),
         seed=seed,

@@ -51,10 +51,12 @@ def plan_of(specs, processor, **options):
     return make_plan(specs, seed=7, policy=ResizePolicy(), **chosen)
 
 
-def test_no_batch_exceeds_the_budget(sets, processor):
+@pytest.mark.parametrize("rule", ["random", "all"])
+def test_no_batch_exceeds_the_budget(sets, processor, rule):
     # The plan knows estimates only; what counts is what the processor makes of the samples.
-    plan = plan_of(mixed(sets), processor, augment=VIEWS)
-    source, view = SampleSource(plan, processor, TaskOptions()), plan.reader()
+    options = TaskOptions(vrt_rule=rule)
+    plan = plan_of(mixed(sets), processor, augment=VIEWS, task=options)
+    source, view = SampleSource(plan, processor, options), plan.reader()
     for number in range(plan.batches_per_epoch):
         for rank in range(plan.world_size):
             samples = source.batch(number, rank)
