@@ -31,7 +31,7 @@ from jobs.config import read_yaml
 from jobs.ray_session import ray_session
 from jobs.recipe_tracking import RecipeTracker
 from jobs.records import Observer, RecipeResult, StageRecord
-from jobs.stages import BUILT_IN, Stage, StageContext, build_stage, built_in_digest, references
+from jobs.stages import BUILT_IN, EvaluateStage, Stage, StageContext, build_stage, built_in_digest, references
 from padt.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,10 @@ def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: Rec
     stage, folder = recipe.stages[name], folders[name]
     write_json(storage.join(folder, STARTED), {"key": recipe.keys[name], "options": stage.options()})
     started = time.perf_counter()
-    result = stage.resolved(folders).perform(StageContext(name, folder, tracker.open(), recipe.experiment))
+    evaluations = [each.resolved(folders) for each in recipe.stages.values() if isinstance(each, EvaluateStage)]
+    measured_on = tuple(dict.fromkeys(str(each.options()["data"]) for each in evaluations))
+    context = StageContext(name, folder, tracker.open(), recipe.experiment, measured_on)
+    result = stage.resolved(folders).perform(context)
     marker = {
         "stage": name,
         "kind": stage.kind,

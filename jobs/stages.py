@@ -34,12 +34,14 @@ class StageContext:
         folder: where it leaves everything that it makes (any fsspec URL).
         parent_run_id: MLflow run of the recipe, or None without tracking.
         experiment: MLflow experiment of the recipe, or None without tracking.
+        measured_on: prepared sets that the recipe's evaluations measure on.
     """
 
     name: str
     folder: str
     parent_run_id: str | None = None
     experiment: str | None = None
+    measured_on: tuple[str, ...] = ()
 
 
 class Stage(Section):
@@ -95,11 +97,12 @@ class PrepareStage(Stage):
     """Prepare a set from annotation files: the set is ``data/`` below the stage's folder.
 
     Attributes:
-        source: ``coco``, ``refcoco`` or ``ric``; the other options are those of ``pipelines.prepare.PrepareOptions``.
+        source: kind of the files; the other options are those of ``pipelines.prepare.PrepareOptions``.
+        exclude: prepared sets (``${stage}/data``) or lists whose images are left out.
     """
 
     kind: ClassVar[str] = "prepare"
-    source: Literal["coco", "refcoco", "ric"] = "coco"
+    source: Literal["coco", "objects365", "refcoco", "ric", "released", "messages"] = "coco"
     annotations: str
     images: str
     references: str | None = None
@@ -108,6 +111,7 @@ class PrepareStage(Stage):
     split: str = "train"
     images_mode: Literal["copy", "link"] = "copy"
     rows_per_shard: int | None = Field(None, ge=1)
+    exclude: list[str] = Field(default_factory=list)
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.prepare.run_prepare``."""
@@ -147,7 +151,10 @@ class TrainStage(Stage):
                 "experiment": context.experiment or self.tree.tracking.experiment,
             }
         )
-        result = run_train(self.tree.model_copy(update={"output": context.folder, "tracking": tracking}))
+        data = self.tree.data.model_copy(
+            update={"measured_on": list(dict.fromkeys([*self.tree.data.measured_on, *context.measured_on]))}
+        )
+        result = run_train(self.tree.model_copy(update={"output": context.folder, "tracking": tracking, "data": data}))
         return {"model": result.model_path, "metrics": dict(result.metrics), "run_id": result.run_id}
 
 

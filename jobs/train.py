@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs import storage
 from jobs.config import TrainConfig
+from jobs.leaks import overlap_tags, warn_of_overlap
 from jobs.models import resolve_model
 from jobs.progress import Courier, Mailbox, Record, RunLog
 from jobs.ray_session import ray_session
@@ -67,6 +68,10 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
         logger.info("%s is finished already: nothing to do", config.output)
         return finished
     job_plan, total, warm = prepare_job(config)
+    if config.data.measured_on:
+        overlaps = warn_of_overlap([each.url for each in config.data.sets], config.data.measured_on)
+        tags = {**config.tracking.tags, **overlap_tags(overlaps)}
+        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
     _claim_output(config)
     timings = {"plan": time.monotonic() - begun}
     run_id = json.loads(storage.read_text(storage.join(config.output, "run.json")) or "{}").get("run_id")
@@ -91,11 +96,12 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         return storage.filesystem(url)[1] if storage.is_local(url) else url
 
     sets = [each.model_copy(update={"url": absolute(each.url)}) for each in config.data.sets]
+    measured_on = [absolute(each) for each in config.data.measured_on]
     return config.model_copy(
         update={
             "model": resolve_model(config.model) if config.model.startswith("models:") else absolute(config.model),
             "output": absolute(config.output),
-            "data": config.data.model_copy(update={"sets": sets}),
+            "data": config.data.model_copy(update={"sets": sets, "measured_on": measured_on}),
         }
     )
 

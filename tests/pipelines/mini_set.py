@@ -12,6 +12,7 @@ from PIL import Image
 from padt.image import ResizePolicy
 from padt.patches import coverage_of_rle, foreground, pack_patches
 from padt.rle import encode
+from pipelines.hashes import content_hash, look_hash
 from pipelines.manifest import Category, Counts, Manifest, ResizeLimits, ShardInfo, fingerprint
 from pipelines.schema import SCHEMA_VERSION, SHARD_SCHEMA
 from pipelines.toy.scenes import KINDS
@@ -60,6 +61,8 @@ def scene_row(number: int, *, name: str = "mini", seed: int = 0, masks: bool = T
         "objects": objects,
         "references": references if texts else [],
         "captions": [_caption(text) for text in captions] if texts else [],
+        "sha256": content_hash(handle.getvalue()),
+        "look": look_hash(Image.fromarray(scene.image)),
     }
 
 
