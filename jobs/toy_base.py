@@ -24,8 +24,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from padt.batch import Batch, EncodedGroup, EncodedSample, collate, cut_patches, mask_target
+from padt.batch import Batch, EncodedSample, collate
 from padt.config import PaDTConfig
+from padt.conversation import Turn, question
 from padt.image import ResizePolicy
 from padt.loading import load_model, save_model
 from padt.losses import LossSettings
@@ -33,7 +34,7 @@ from padt.model.modeling import PaDTForConditionalGeneration
 from padt.patches import coverage_of_rle, foreground
 from padt.processor import PaDTProcessor, image_processor
 from padt.rle import encode
-from padt.tasks import refer_prompt
+from padt.tasks import Group, ObjectTarget, Sample, refer_prompt
 from padt.vrt import choose_vrts
 from pipelines.toy.config import toy_config
 from pipelines.toy.language import choose_expressions, plain_turns
@@ -114,68 +115,34 @@ def conversation(
 ) -> EncodedSample:
     """One picture, several turns about it; every answer is supervised."""
     scene = draw_scene(rng, options)
-    h_vit, w_vit = scene.height // 14, scene.width // 14
     talk = plain_turns(scene, rng)
     expressions = choose_expressions(scene, rng)
     expressions = [expressions[index] for index in rng.permutation(len(expressions))]
-    turns: list[tuple[str, str, Shape | None]] = [
-        (question, answer, None) for question, answer in talk[: phase.talking]
-    ]
+    asked: list[tuple[str, str, Shape | None]] = [(words, answer, None) for words, answer in talk[: phase.talking]]
     for expression in expressions[: phase.pointing]:
         answer = f'The "{expression.text}" refers to '
-        turns.append((refer_prompt(expression.text), answer, scene.shapes[expression.shape]))
-    ids: list[int] = []
-    supervised: list[bool] = []
-    groups: list[EncodedGroup] = []
-    for number, turn in enumerate(rng.permutation(len(turns))):
-        question, answer, shape = turns[turn]
-        prompt = processor.prompt_ids(question, [h_vit * w_vit // 4] if number == 0 else ())
-        # Later turns go on where the first stopped: without the picture and without the system's words.
-        prompt = prompt if number == 0 else _without_system(processor, prompt)
-        reply = processor.tokenize(answer)
-        if shape is not None:
-            group = _group(scene, shape, len(ids) + len(prompt) + len(reply), rng)
-            groups.append(group)
-            reply += [processor.vrt_offset + vrt for vrt in group.vrts] + processor.tokenize(" in this image.")
-        reply.append(processor.end_token_id)
-        ids += prompt + reply
-        supervised += [False] * len(prompt) + [True] * len(reply)
-    input_ids = np.asarray(ids, np.int64)
-    return EncodedSample(
-        key="base",
-        task="refer",
-        input_ids=input_ids,
-        supervised=np.asarray(supervised),
-        is_image=input_ids == processor.image_token_id,
-        pixels=cut_patches(_as_photograph(scene.image)),
-        grids=((h_vit, w_vit),),
-        groups=tuple(groups),
-    )
+        asked.append((refer_prompt(expression.text), answer, scene.shapes[expression.shape]))
+    turns: list[Turn] = []
+    for number, place in enumerate(rng.permutation(len(asked))):
+        words, answer, shape = asked[place]
+        content = (answer,) if shape is None else (answer, _group(scene, shape, rng), " in this image.")
+        turns += [question(words, 1 if number == 0 else 0), Turn("assistant", content)]
+    return processor.encode(Sample("base", "refer", (_as_photograph(scene.image),), tuple(turns)))
 
 
-def _group(scene: Scene, shape: Shape, start: int, rng: np.random.Generator) -> EncodedGroup:
+def _group(scene: Scene, shape: Shape, rng: np.random.Generator) -> Group:
     rle = encode(shape.mask)
     patches = np.flatnonzero(foreground(coverage_of_rle(rle, scene.height // 28, scene.width // 28)))
     x0, y0, x1, y1 = shape.box
-    return EncodedGroup(
-        start=start,
-        vrts=choose_vrts(patches, scene.width // 28, "random", 5, rng),
-        image=0,
-        foreground=patches,
-        box=(x0 / scene.width, y0 / scene.height, x1 / scene.width, y1 / scene.height),
-        mask=mask_target(rle, scene.height // 14, scene.width // 14),
-    )
+    box = (x0 / scene.width, y0 / scene.height, x1 / scene.width, y1 / scene.height)
+    target = ObjectTarget(shape.kind, box, tuple(patches.tolist()), rle)
+    return Group(target, choose_vrts(patches, scene.width // 28, "random", 5, rng))
 
 
-def _without_system(processor: PaDTProcessor, prompt: list[int]) -> list[int]:
-    newline = processor.tokenizer("\n", add_special_tokens=False)["input_ids"]
-    return newline + prompt[prompt.index(processor.end_token_id) + 1 + len(newline) :]
-
-
-def _as_photograph(image: np.ndarray) -> np.ndarray:
+def _as_photograph(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
-    return np.asarray(Image.open(buffer))
+    return buffer.getvalue()
 
 
 def toy_processor(vrt_offset: int) -> PaDTProcessor:
