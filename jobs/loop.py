@@ -179,6 +179,8 @@ def prepare_for_training(model: Any, config: TrainConfig, *, empty_adapters: boo
             torch.manual_seed(config.seed)
             reset(model)
     set_trainable(model, **config.trained_parts())
+    # Fitted to the scores of the weights as they were.
+    model.config.score_calibration = None
     set_checkpointing(model, **config.gradient_checkpointing.model_dump())
 
 
@@ -316,7 +318,8 @@ class Session:
         self.engine.step()
         # With batches of unequal size the weight tells how this one compares with the step's mean.
         self.samples += round(samples * self.job.plan.world_size / batch.weight)
-        meter.add(total, output.parts, samples, tokens, len(batch.objects.counts))
+        weighted = {**output.parts, "token": output.parts["token"] * batch.weight}
+        meter.add(total * batch.weight, weighted, samples, tokens, len(batch.objects.counts))
 
     def _norm_before_step(self) -> None:
         """Without ZeRO DeepSpeed clips but does not tell the norm; with it the engine knows after the step."""
