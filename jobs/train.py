@@ -351,6 +351,7 @@ def _finish(
         "config_hash": config.result_hash(),
         "data_fingerprint": plan.mixture.fingerprint(),
         "samples_per_epoch": plan.samples_per_epoch,
+        "left_out": {f"{name} {task}": lost for (name, task), (lost, _) in plan.skipped().items()},
         "result": {k: v for k, v in vars(result).items() if k not in ("skipped", "model_path")},
     }
     if run is not None:
