@@ -7,6 +7,7 @@ prompt, answer and mask targets. Pictures are drawn, so the figures depend on no
 import argparse
 import cProfile
 import io
+import logging
 import pstats
 import tempfile
 import time
@@ -97,10 +98,10 @@ def waiting(plan: Plan, model: str, batches: int, step: float, options: ReaderOp
     reader = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=batches, options=options)
     samples, begun, waited = 0, 0.0, 0.0
     for number, batch in reader:
-        if number == options.prefetch:  # the reading processes have started
+        samples += len(batch.keys)
+        if number < options.batches_per_task:  # the reading processes have started, and what they read at first is here
             samples, begun, waited = 0, time.perf_counter(), reader.wait_seconds
         time.sleep(step)
-        samples += len(batch.keys)
     seconds = time.perf_counter() - begun
     return samples / seconds, (reader.wait_seconds - waited) / seconds
 
@@ -110,6 +111,7 @@ def local_ray(cores: int) -> Iterator[None]:
     """A Ray of this machine alone."""
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         yield
@@ -151,9 +153,9 @@ def main() -> None:
         print("one Ray process                        samples/s   waited (consumer: none, then half that rate)")
         with local_ray(2):
             for name, plan in plans.items():
-                batches = 40 if "toy" in name else 16
+                batches = 160 if "toy" in name else 48
                 free, _ = waiting(plan, model, batches, 0.0, ReaderOptions(processes=1))
-                _, share = waiting(plan, model, batches, 2 * 16 / free, ReaderOptions(processes=1))
+                _, share = waiting(plan, model, batches // 2, 2 * 16 / free, ReaderOptions(processes=1))
                 print(f"  {name:36s}{free:10.0f}{share:11.1%}")
 
 

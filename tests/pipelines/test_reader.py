@@ -5,7 +5,10 @@ import pytest
 
 from padt.errors import UserError
 from padt.image import ResizePolicy
+from padt.loading import load_processor
 from padt.tasks import TaskOptions
+from pipelines.augment import AugmentOptions
+from pipelines.batching import Batching
 from pipelines.mixture import SetSpec
 from pipelines.reader import ReaderOptions, TrainingReader
 from pipelines.schedule import make_plan
@@ -101,6 +104,22 @@ def test_ray_reads_the_same_batches(ray_cluster, mini, model, tmp_path):
     expected = read(model, mini, 3, 12, rank=1, world_size=2)
     got = read(model, mini, 3, 12, rank=1, world_size=2, ray=True, processes=2, batches_per_task=2, segment=5)
     assert_equal(expected, got)
+    # So with everything that shapes a batch switched on, from within a run.
+    specs = [SetSpec(mini, {"detect": 1.5, "refer": 1}, sentences_per_sample=2, negatives={"refer": 0.3})]
+    options = {
+        "augment": AugmentOptions(flip=0.5, crop=0.5),
+        "batching": Batching(600),
+        "measure": load_processor(model),
+    }
+    plan = make_plan(specs, seed=1, batch_size=8, world_size=2, policy=ResizePolicy(), **options)
+    expected, got = (
+        list(
+            TrainingReader(plan, 1, model, TaskOptions(), start=5, stop=12, options=ReaderOptions(ray=ray, processes=2))
+        )
+        for ray in (False, True)
+    )
+    assert_equal(expected, got)
+    assert [batch.weight for _, batch in expected] == [batch.weight for _, batch in got]
     # An error in a reading process arrives as what it is.
     row = scene_row(3)
     row["image"]["bytes"] = b"no image"
