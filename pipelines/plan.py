@@ -34,7 +34,7 @@ class PlannedImage:
 
     Attributes:
         entry: as the source lists it.
-        url: where it lies, or should lie; empty where there is no picture.
+        url: where it lies, or should lie; empty where there is no picture, or it stands in the source itself.
         bytes: its size (with that of ``more``); None where it was not found or is not known.
         more: where the second and later pictures of a conversation lie.
     """
@@ -92,6 +92,9 @@ def locate_images(header: Header, folders: ImageFolders) -> tuple[list[PlannedIm
     """Places of a source's images, and the images whose names are refused."""
     planned, rejects = [], []
     for entry in header.images:
+        if entry.embedded:
+            planned.append(PlannedImage(entry, "", entry.embedded))
+            continue
         names = [entry.file_name, *entry.more] if entry.file_name else []
         try:
             places = [folders.locate(name) for name in names]
@@ -178,8 +181,8 @@ def read_group(folder: Folder, number: int) -> ShardGroup:
     lines = iter(gzip.decompress(folder.read(group_name(number))).split(b"\n"))
     head = json.loads(next(lines))
     images = [
-        PlannedImage(ImageEntry(image_id, name, width, height, tuple(names)), url, size, tuple(urls))
-        for image_id, name, width, height, names, url, size, urls in head["images"]
+        PlannedImage(ImageEntry(image_id, name, width, height, tuple(names), embedded), url, size, tuple(urls))
+        for image_id, name, width, height, names, embedded, url, size, urls in head["images"]
     ]
     pieces: dict[str, list[Piece]] = {image.entry.image_id: [] for image in images}
     for line in lines:
@@ -267,7 +270,7 @@ def _group_lines(shard: Sequence[PlannedImage], grids: _Grids) -> Iterator[bytes
     images = []
     for image in shard:
         entry = image.entry
-        listed = [entry.image_id, entry.file_name, entry.width, entry.height, entry.more]
+        listed = [entry.image_id, entry.file_name, entry.width, entry.height, entry.more, entry.embedded]
         images.append([*listed, image.url, image.bytes, image.more])
     yield json.dumps({"images": images, "grids": grids.of(shard)}).encode() + b"\n"
 

@@ -1,5 +1,6 @@
 """One image and what belongs to it, turned into one row: the pure heart of preparation, without Ray or files."""
 
+import base64
 import json
 import math
 from collections import Counter
@@ -129,8 +130,19 @@ def build_row(
     return result
 
 
+def embedded_pictures(pieces: Sequence[Piece]) -> list[bytes]:
+    """Pictures that stand in a conversation's own piece."""
+    return [
+        base64.b64decode(picture)
+        for piece in pieces
+        if piece.kind == "conversation"
+        for picture in json.loads(piece.text).get("pictures", ())
+    ]
+
+
 def _stored(name: str, url: str, content: bytes, context: RowContext) -> dict[str, Any]:
-    return {"bytes": content, "path": name} if context.copy_images else {"bytes": None, "path": url}
+    # What has no place of its own cannot be linked to.
+    return {"bytes": content, "path": name} if context.copy_images or not url else {"bytes": None, "path": url}
 
 
 def _grid(content: bytes, context: RowContext) -> dict[str, int]:

@@ -20,7 +20,7 @@ from pipelines.exclude import Exclusion
 from pipelines.hashes import content_hash, source_id
 from pipelines.images import measure, read_image
 from pipelines.plan import WORK, read_group
-from pipelines.rows import RowContext, build_row
+from pipelines.rows import RowContext, build_row, embedded_pictures
 from pipelines.schema import REJECT_SCHEMA, SHARD_SCHEMA, leaf_columns
 from pipelines.sources.base import Piece, Reject
 from pipelines.storage import Folder
@@ -194,6 +194,9 @@ def _rows(
             more = [(url, read_image(url)) for url in image.more]
         except ImageError as error:
             content = error
+        if image.entry.embedded:
+            content, *others = embedded_pictures(pieces)
+            more = [("", each) for each in others]
         built = build_row(image.entry, image.url, content, pieces, task.context, group.grids, more)
         if unwanted is not None and built.row is not None:
             marks = [(built.row["sha256"], built.row["look"])]

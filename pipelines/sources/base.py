@@ -25,6 +25,7 @@ class ImageEntry:
         file_name: as the source writes it; empty for a conversation without pictures.
         width, height: in pixels, as the source says; None where it does not.
         more: file names of the second and later pictures of a conversation.
+        embedded: bytes of the pictures where they stand in the source itself; the conversation's piece has them then.
     """
 
     image_id: str
@@ -32,6 +33,7 @@ class ImageEntry:
     width: int | None
     height: int | None
     more: tuple[str, ...] = ()
+    embedded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Piece:
         kind: ``object``, ``reference``, ``caption`` or ``conversation``.
         text: the piece in JSON. Objects are COCO annotations, or have ``box`` (xyxy, normalised to [0, 1]) in place of
             ``bbox``; references ``{"ref_id", "sent_id", "text", "ann_ids"}``; captions ``{"id", "text"}`` or,
-            with tags to be resolved, ``{"id", "grounded"}``; conversations ``{"messages"}`` as shards store them.
+            with tags to be resolved, ``{"id", "grounded"}``; conversations ``{"messages"}`` as shards store them,
+            and ``pictures`` (base64) where they are embedded.
     """
 
     image_id: str

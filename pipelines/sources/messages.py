@@ -4,7 +4,10 @@ A file is a JSON array or JSON lines. Each row becomes one row of the set, whate
 is stored, ``<image>`` in a user's words marks the next picture (``pipelines.schema``).
 """
 
+import base64
+import binascii
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,15 +19,23 @@ from pipelines.jsonstream import stream_records
 from pipelines.sources.base import Header, ImageEntry, Piece, Reject, identifier, is_file_name
 
 _FILE = "File of conversations"
+_DATA_URL = re.compile(r"data:image/([a-z0-9]+)[^,]*;base64,(.+)", re.DOTALL)
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A usable row: file names of its pictures, and its messages as shards store them."""
+    """A usable row.
+
+    Attributes:
+        images: file names of its pictures; made-up ones where they stand in the row itself.
+        messages: as shards store them.
+        embedded: pictures that stand in the row itself, in base64.
+    """
 
     images: tuple[str, ...]
     messages: tuple[dict[str, str], ...]
+    embedded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,8 @@ class MessagesSource:
                 reasons[found.reason] += 1
                 continue
             first, *more = found.images or ("",)
-            header.images.append(ImageEntry(image_id, first, None, None, tuple(more)))
+            size = sum(len(each) * 3 // 4 for each in found.embedded)
+            header.images.append(ImageEntry(image_id, first, None, None, tuple(more), size))
         if not header.images:
             why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
             raise UserError(
@@ -68,7 +80,8 @@ class MessagesSource:
             if isinstance(found, ConversationError):
                 yield Reject(image_id, "conversation", found.reason, str(found))
             else:
-                yield Piece(image_id, "conversation", json.dumps({"messages": found.messages}))
+                content = {"messages": found.messages} | ({"pictures": found.embedded} if found.embedded else {})
+                yield Piece(image_id, "conversation", json.dumps(content))
 
     def _rows(self, repairs: Counter[str]) -> Iterator[tuple[str, Conversation | ConversationError]]:
         seen: Counter[str] = Counter()
@@ -99,11 +112,11 @@ def read_conversation(row: Any) -> Conversation:
     """
     if not isinstance(row, Mapping):
         raise ConversationError("conversation_malformed", f"It is not a JSON object: {str(row)[:60]}.")
-    embedded: tuple[Any, ...] = ()
+    shown: tuple[Any, ...] = ()
     if isinstance(row.get("conversations"), list):
         messages = [_llava_message(message, number) for number, message in enumerate(row["conversations"], start=1)]
     elif isinstance(row.get("messages"), list):
-        turns, embedded = read_chat(row["messages"])
+        turns, shown = read_chat(row["messages"])
         messages = [
             {
                 "role": _ROLES.get(turn.role, turn.role),
@@ -115,11 +128,11 @@ def read_conversation(row: Any) -> Conversation:
         ]
     else:
         raise ConversationError("conversation_malformed", "It has neither 'conversations' nor 'messages' as a list.")
-    images = _names(embedded or row.get("image") or row.get("images"))
+    images, embedded = _pictures(shown or row.get("image") or row.get("images"))
     # Halves of surrogate pairs cannot be stored as UTF-8.
     stored = tuple({key: text.encode("utf-8", "replace").decode() for key, text in each.items()} for each in messages)
     read_messages(stored, len(images))
-    return Conversation(images, stored)
+    return Conversation(images, stored, embedded)
 
 
 def _llava_message(message: Any, number: int) -> dict[str, str]:
@@ -130,12 +143,23 @@ def _llava_message(message: Any, number: int) -> dict[str, str]:
     return {"role": _ROLES.get(role, role), "content": text}
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    """File names of a row's pictures: one, a list of them, or none."""
+def _pictures(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """File names of a row's pictures (one, a list of them, or none), and those that stand in the row itself."""
     values = [] if value is None or value == "" else value if isinstance(value, list | tuple) else [value]
-    for each in values:
-        if isinstance(each, str) and each.startswith("data:"):
-            raise ConversationError("content_unsupported", "A picture stands in the row itself: save it as a file.")
-        if not is_file_name(each):
-            raise ConversationError("conversation_malformed", f"A picture has no usable file name: {str(each)[:60]}.")
-    return tuple(values)
+    embedded = [_DATA_URL.fullmatch(each) for each in values if isinstance(each, str) and each.startswith("data:")]
+    found = [match for match in embedded if match is not None]
+    if embedded and len(found) < len(values):
+        raise ConversationError(
+            "content_unsupported", "Pictures must be files, or all of them data URLs (data:image/...;base64,...)."
+        )
+    if not all(embedded or is_file_name(each) for each in values):
+        raise ConversationError("conversation_malformed", f"A picture has no usable file name: {str(values)[:60]}.")
+    if not found:
+        return tuple(values), ()
+    try:
+        for match in found:
+            base64.b64decode(match[2], validate=True)
+    except binascii.Error as error:
+        raise ConversationError("content_unsupported", f"A picture's data URL is not base64: {error}.") from error
+    names = tuple(f"{number}.{match[1]}" for number, match in enumerate(found, start=1))
+    return names, tuple(match[2] for match in found)

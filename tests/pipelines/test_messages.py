@@ -1,5 +1,6 @@
 """Conversations from a file to training: what is kept, what is refused and why, and that they mix with objects."""
 
+import base64
 import gzip
 import json
 from collections import Counter
@@ -39,6 +40,9 @@ def said(*content, answer="ok"):
 
 def photo(name):
     return {"type": "image_url", "image_url": {"url": name}}
+
+
+DATA_URL = f"data:image/jpeg;base64,{base64.b64encode(image_bytes(84, 56)).decode()}"
 
 
 @pytest.fixture
@@ -131,7 +135,9 @@ BAD = {
     ],
     "content_unsupported": [
         {"messages": said({"type": "input_audio", "input_audio": {}})},
-        {"messages": said(photo("data:image/png;base64,AAAA"))},
+        {"messages": said(photo("data:image/png;base64,?"))},
+        {"messages": said(photo("data:text/html,<p>"))},
+        {"messages": said(photo(DATA_URL), photo("0.jpg"))},
     ],
 }
 BAD_IMAGES = {
@@ -156,6 +162,22 @@ def test_what_cannot_be_used_is_rejected_with_its_reason_and_counts_add_up(folde
     assert manifest.counts.rejected["conversation"] == len(rows) - 1
     found = Counter((reject["kind"], reject["reason"]) for reject in rejects_of(folder / "set"))
     assert found["conversation", "answer_empty"] == 2 and found["image", "image_missing"] == 2
+
+
+@pytest.mark.parametrize("mode", ["copy", "link"])
+def test_pictures_in_the_rows_themselves_are_taken_out(folder, mode):
+    # Chat APIs' logs have them so; neither they nor broken ones among them need an image folder.
+    broken = f"data:image/png;base64,{base64.b64encode(b'no picture').decode()}"
+    rows = [
+        {"id": "two", "messages": said(photo(DATA_URL), {"type": "text", "text": "or"}, photo(DATA_URL))},
+        {"id": "broken", "messages": said(photo(broken))},
+    ]
+    manifest = prepare_rows(folder, rows, images=(), images_mode=mode)
+    (row,) = rows_of(folder / "set")
+    assert row["image"] == {"bytes": image_bytes(84, 56), "path": "1.jpeg"}
+    assert row["more_images"] == [{"bytes": image_bytes(84, 56), "path": "2.jpeg"}]
+    assert (row["grid_h"], row["grid_w"]) == (2, 3) and row["messages"][0]["content"] == "<image>or<image>"
+    assert manifest.counts.rejects == {"image_unreadable": 1, "image_rejected": 1}
 
 
 def test_files_that_are_not_conversations_say_what_is_wanted(folder):
