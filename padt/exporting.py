@@ -140,6 +140,11 @@ def _notes(config: PaDTConfig, to: ExportLayout, source: Layout, dropped: list[s
             "The weights are for image features in raster order. config.json says so, and padt reads it; the released "
             "code does not know the field and takes its own order, so that boxes and masks would be wrong there."
         )
+    if to == "released" and config.score_calibration is not None:
+        notes.append(
+            "Scores are calibrated by score_calibration in config.json, which padt reads; the released code does not know "
+            "the field and gives the decoder's own scores."
+        )
     if to == "released" and config.use_visual_prototype_projection and config.prototype_rank != _RELEASED_RANK:
         notes.append(
             f"The released code builds prototypes of rank {_RELEASED_RANK} only; these have {config.prototype_rank}, "

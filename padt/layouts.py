@@ -18,6 +18,7 @@ ARCHITECTURES = {"hub": "Qwen2_5_VLForConditionalGeneration", "released": "PaDTF
 _RELEASED_DECODER = (
     *("hidden_size", "intermediate_size", "num_heads", "llm_hidden_state", "spatial_merge_size", "use_mask_loss"),
 )
+_ALWAYS = ("feature_order", "use_visual_prototype_projection")
 _COMMON = {each.name for each in fields(PreTrainedConfig)}
 # Computed from other fields, or written in the former way below.
 _REWRITTEN = {"layer_types", "rope_parameters"}
@@ -49,8 +50,14 @@ def config_values(config: PaDTConfig, layout: Layout, dtype: str) -> dict[str, A
 
 
 def _padt_fields(config: PaDTConfig) -> dict[str, Any]:
-    own = {each.name for each in fields(PaDTConfig)} - {each.name for each in fields(Qwen2_5_VLConfig)}
-    values = {name: getattr(config, name) for name in sorted(own - {"vl_decoder"})}
+    inherited = {each.name for each in fields(Qwen2_5_VLConfig)} | {"vl_decoder"}
+    plain = config.to_dict()
+    # The order is always said; of the rest only what is not as usual.
+    values = {
+        each.name: plain[each.name]
+        for each in fields(PaDTConfig)
+        if each.name not in inherited and (each.name in _ALWAYS or plain[each.name] != each.default)
+    }
     decoder = _own_fields(config.vl_decoder)
     values["vl_decoder"] = {
         "name": "PaDTDecoder",

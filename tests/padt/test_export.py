@@ -12,8 +12,9 @@ import padt
 from padt.config import PaDTConfig
 from padt.errors import UserError
 from padt.layouts import config_values
+from padt.loading import load_config
 from padt.weights import FRESH_PREFIXES, read_tensors
-from tests.padt.folders import edit_weights, hub_folder, same_tensors, weights_of
+from tests.padt.folders import edit_json, edit_weights, hub_folder, same_tensors, weights_of
 from tests.padt.tiny import tiny_config, tiny_model
 from tests.parity.fixture import Fixture
 
@@ -51,7 +52,7 @@ def test_released_to_ours_to_released(released, tmp_path):
     assert same_tensors(weights_of(tmp_path / "back"), weights_of(released))
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (released, tmp_path / "back"))
     # What the released code reads has the same value; we say the order that it takes for granted.
-    told = {"feature_order": "reference", "prototype_rank": 64}
+    told = {"feature_order": "reference"}
     # The window is off in both, "mrope" is another word for default, and two keys say nothing about the model.
     rewritten = ("rope_scaling", "sliding_window", "vision_config", "transformers_version", "vision_token_id")
     assert {k: v for k, v in after.items() if k not in rewritten and k not in told} == {
@@ -102,6 +103,13 @@ def test_a_raster_model_keeps_its_order_in_the_released_layout_and_warns(own, tm
         result = padt.export(own, tmp_path / "out", "released")
     assert "boxes and masks would be wrong there" in result.notes[0]
     assert result.notes[0] in caplog.text
+
+
+def test_calibrated_scores_are_kept_and_the_difference_is_said(own, tmp_path):
+    edit_json(own / "config.json", score_calibration={"token": 0.5})
+    result = padt.export(own, tmp_path / "out", "released")
+    assert "gives the decoder's own scores" in result.notes[1]
+    assert load_config(tmp_path / "out")[0].score_calibration == {"token": 0.5}
 
 
 def test_fields_that_released_code_would_stumble_over_stand_apart_and_come_back():
