@@ -48,7 +48,7 @@ class Exclusion:
         sets: where they come from; ``owners`` are places in it.
         ids: hashed source ids, ``(n,)`` uint64, sorted.
         contents: first 64 bits of SHA-256 hashes, ``(m,)`` uint64, sorted.
-        looks: look hashes, ``(k, 2)`` uint64.
+        looks: look hashes, ``(2, k)`` uint64: first and second halves, each in one piece.
         id_owners, content_owners, look_owners: set of each entry.
     """
 
@@ -79,10 +79,12 @@ class Exclusion:
             if owner is not None:
                 return "same_bytes", owner
         words = look_words([look])[0]
-        if words.any() and len(self.looks):
-            close = np.bitwise_count(self.looks ^ words).sum(axis=1) <= NEAR_BITS
-            if close.any():
-                return "same_look", int(self.look_owners[close.argmax()])
+        if words.any() and len(self.look_owners):
+            apart = np.bitwise_count(self.looks[0] ^ words[0])
+            apart += np.bitwise_count(self.looks[1] ^ words[1])
+            nearest = int(apart.argmin())
+            if apart[nearest] <= NEAR_BITS:
+                return "same_look", int(self.look_owners[nearest])
         return None
 
 
@@ -232,7 +234,8 @@ def _merged(parts: Sequence[tuple[ExcludedSet, SetImages]]) -> Exclusion:
     looks = np.concatenate([images.looks for _, images in parts])
     known = looks.any(axis=1)
     sets = tuple(source for source, _ in parts)
-    return Exclusion(sets, ids, id_owners, contents, content_owners, looks[known], owners[known])
+    halves = np.ascontiguousarray(looks[known].T)
+    return Exclusion(sets, ids, id_owners, contents, content_owners, halves, owners[known])
 
 
 def _sorted(values: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

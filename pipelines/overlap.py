@@ -25,7 +25,7 @@ SAME = ("same_source_id", "same_bytes", "same_look")
 """How two images can be the same, surest first; each image counts once, for the first that holds."""
 
 _BANDS = 8
-_PAIRS_AT_ONCE = 4_000_000
+_PAIRS_AT_ONCE = 200_000
 # A picture with hardly any edges (a plain page, a clear sky) looks like every other such picture.
 _FEWEST_EDGES = 12
 
@@ -228,23 +228,33 @@ def near(ours: np.ndarray, theirs: np.ndarray, most_bits: int = NEAR_BITS) -> np
     assert most_bits < _BANDS
     found = np.full(len(ours), -1, dtype=np.int64)
     known = np.flatnonzero(theirs.any(axis=1))
-    ours_bands, theirs_bands = (
-        ours.view(np.uint16).reshape(-1, _BANDS),
-        theirs[known].view(np.uint16).reshape(-1, _BANDS),
-    )
+    theirs = theirs[known]
+    ours_bands, theirs_bands = (looks.view(np.uint16).reshape(-1, _BANDS) for looks in (ours, theirs))
     for band in range(most_bits + 1):
         order = np.argsort(theirs_bands[:, band], kind="stable")
         values = theirs_bands[order, band]
         left = np.flatnonzero((found < 0) & ours.any(axis=1))
-        starts = np.searchsorted(values, ours_bands[left, band], "left")
-        counts = np.searchsorted(values, ours_bands[left, band], "right") - starts
-        for part in _chunks(counts):
-            rows = np.repeat(left[part], counts[part])
-            first = np.repeat(starts[part] - np.concatenate([[0], np.cumsum(counts[part])[:-1]]), counts[part])
-            places = known[order[first + np.arange(len(rows))]]
-            close = np.bitwise_count(ours[rows] ^ theirs[places]).sum(axis=1) <= most_bits
-            found[rows[close]] = places[close]
-    return found
+        left = left[np.argsort(ours_bands[left, band], kind="stable")]
+        # Rows of ours with the same value stand together, and meet the same rows of theirs.
+        edges = np.flatnonzero(np.diff(ours_bands[left, band], prepend=-1, append=-1))
+        for first, last in zip(edges[:-1], edges[1:], strict=True):
+            value = ours_bands[left[first], band]
+            start, stop = np.searchsorted(values, value, "left"), np.searchsorted(values, value, "right")
+            if start < stop:
+                _find_close(ours, left[first:last], theirs[order[start:stop]], order[start:stop], most_bits, found)
+    return np.where(found >= 0, known[found], -1) if len(known) else found
+
+
+def _find_close(ours: np.ndarray, rows: np.ndarray, theirs: np.ndarray, places: np.ndarray, bits: int, found) -> None:
+    """Enter the place of a close look for some of our rows, block by block."""
+    at_once = max(1, _PAIRS_AT_ONCE // len(theirs))
+    for begin in range(0, len(rows), at_once):
+        part = rows[begin : begin + at_once]
+        apart = np.bitwise_count(ours[part, 0, None] ^ theirs[None, :, 0])
+        apart += np.bitwise_count(ours[part, 1, None] ^ theirs[None, :, 1])
+        nearest = apart.argmin(axis=1)
+        close = apart[np.arange(len(part)), nearest] <= bits
+        found[part[close]] = places[nearest[close]]
 
 
 def duplicates(images: SetImages, most_examples: int = 8) -> Duplicates:
@@ -276,14 +286,3 @@ def _repeats(values: np.ndarray) -> np.ndarray:
     first = np.zeros(len(values), dtype=bool)
     first[np.unique(values, return_index=True)[1]] = True
     return ~first & (values != np.zeros(1, values.dtype))
-
-
-def _chunks(counts: np.ndarray) -> Iterator[slice]:
-    """Slices whose counts add up to a bounded number of pairs."""
-    ends = np.cumsum(counts)
-    start = 0
-    while start < len(counts):
-        before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + _PAIRS_AT_ONCE, "right")))
-        yield slice(start, stop)
-        start = stop
