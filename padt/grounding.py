@@ -21,7 +21,8 @@ from padt.results import Frame, PredictedObject, Prediction
 from padt.rle import encode
 
 if TYPE_CHECKING:
-    from padt.model.modeling import PaDTForConditionalGeneration, Trace
+    from padt.model.modeling import PaDTForConditionalGeneration
+    from padt.model.outputs import Trace
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from padt.errors import UserError
 from padt.generation import ForbidRepeatedVRTs, GenerationSettings, generate_arguments
 from padt.grounding import Questions, answer_parser, decode_groups, prediction_of, prepare_questions
 from padt.image import ImageSource
-from padt.model.modeling import StateRecorder, Trace
+from padt.model.outputs import StateRecorder, Trace
 from padt.requests import (
     Request,
     as_request,

@@ -22,7 +22,7 @@ from padt.calibration import calibrated
 from padt.errors import UserError
 from padt.generation import GenerationSettings, generate_arguments
 from padt.grounding import Questions, answer_parser, decode_groups, prediction_of, prepare_questions
-from padt.model.modeling import StateRecorder, Trace
+from padt.model.outputs import StateRecorder, Trace
 from padt.processor import VRT_TEXT
 from padt.requests import Request
 from padt.results import PredictedObject, Prediction

@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from padt.errors import UserError
 from padt.generation import ForbidRepeatedVRTs
-from padt.model.modeling import StateRecorder
+from padt.model.outputs import StateRecorder
 from padt.prediction import GenerationSettings, predict, refer_request, text_request
 from tests.padt.test_prediction import assert_same, picture
 

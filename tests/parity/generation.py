@@ -9,7 +9,8 @@ from torch import Tensor
 from padt.answer import ParsedAnswer, parse_answer
 from padt.image import open_image
 from padt.losses import cxcywh_to_xyxy
-from padt.model.modeling import PaDTForConditionalGeneration, StateRecorder
+from padt.model.modeling import PaDTForConditionalGeneration
+from padt.model.outputs import StateRecorder
 from padt.prediction import GenerationSettings, Request, predict
 from padt.rle import decode
 from tests.parity.decoder import compare_objects
