@@ -5,8 +5,11 @@ import shutil
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from jobs.calibrate import run_calibrate
+from jobs.config import TrainConfig, build_config
+from jobs.loop import load_for_training
 from padt.config import PaDTConfig
 from padt.errors import UserError
 from tests.jobs.oracle import predict_truth
@@ -78,6 +81,13 @@ def test_without_an_output_the_model_itself_changes(mini, tiny):
     result = run_calibrate(tiny, mini, answerer=Stutterer(mini), progress=False)
     with open(f"{tiny}/config.json") as handle:
         assert json.load(handle)["score_calibration"] == result.calibration.to_dict()
+
+
+def test_training_drops_a_calibration_of_the_weights_as_they_were(mini, tiny):
+    run_calibrate(tiny, mini, answerer=Stutterer(mini), progress=False)
+    config = build_config(TrainConfig, {"model": tiny, "output": "out", "steps": 1, "data": {"sets": [{"url": mini}]}})
+    model, _ = load_for_training(config, torch.device("cpu"))
+    assert model.config.score_calibration is None
 
 
 def test_a_model_that_finds_nothing_stays_as_it_is(mini, tiny, tmp_path):
