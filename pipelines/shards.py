@@ -18,7 +18,7 @@ from padt.errors import ImageError
 from padt.patches import unpack_patches
 from pipelines.exclude import Exclusion
 from pipelines.hashes import content_hash, source_id
-from pipelines.images import measure, read_image
+from pipelines.images import ImagesAhead, measure
 from pipelines.plan import WORK, read_group
 from pipelines.rows import RowContext, build_row, embedded_pictures
 from pipelines.schema import REJECT_SCHEMA, SHARD_SCHEMA, leaf_columns
@@ -179,6 +179,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     group = read_group(folder, task.number)
     unwanted = task.exclusion
+    images = ImagesAhead(url for image in group.images for url in (image.url, *image.more) if url)
     for image in group.images:
         image_id, pieces = image.entry.image_id, group.pieces.pop(image.entry.image_id)
         if unwanted is not None:
@@ -190,8 +191,8 @@ def _rows(
         content: bytes | ImageError | None
         more: list[tuple[str, bytes]] = []
         try:
-            content = read_image(image.url) if image.url else None
-            more = [(url, read_image(url)) for url in image.more]
+            content = images.read(image.url) if image.url else None
+            more = [(url, images.read(url)) for url in image.more]
         except ImageError as error:
             content = error
         if image.entry.embedded:

@@ -14,7 +14,7 @@ import pytest
 
 from padt.errors import ImageError, UserError
 from pipelines import storage
-from pipelines.images import ImageFolders, read_image
+from pipelines.images import ImageFolders, ImagesAhead, read_image
 from pipelines.inspect import inspect
 from pipelines.prepare import PrepareOptions
 from pipelines.storage import hash_file, open_input
@@ -174,6 +174,22 @@ def test_names_that_are_not_utf8_are_rejected_one_by_one(tmp_path):
     (raw / "instances.json").write_text(json.dumps(content))
     (Path(os.fsdecode(os.fsencode(raw / "images") + b"/caf\xe9.jpg"))).write_bytes(image_bytes())
     assert prepare_here(options_for(raw, tmp_path / "set")).counts.rejects["image_malformed"] == 1
+
+
+def test_images_fetched_ahead_are_those_that_are_asked_for():
+    """Also where some are passed over, stand twice, are missing, or are asked for out of order."""
+    fs, _ = storage.resolve("memory://ahead")
+    urls = [f"memory://ahead/{number}.jpg" for number in range(40)]
+    for number in range(0, 40, 2):
+        fs.pipe(f"/ahead/{number}.jpg", str(number).encode())
+    images = ImagesAhead([*urls, urls[2]], ahead=4)
+    for number in (0, 2, 3, 10, 11, 4, 38):
+        if number % 2:
+            with pytest.raises(ImageError, match=f"{number}.jpg does not exist"):
+                images.read(urls[number])
+        else:
+            assert images.read(urls[number]) == str(number).encode()
+    assert images.read(urls[2]) == b"2"
 
 
 @pytest.fixture

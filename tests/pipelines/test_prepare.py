@@ -235,7 +235,7 @@ def test_a_bad_file_is_an_error_before_anything_is_written(tmp_path, change, mes
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"source": "voc"}, "coco, refcoco"),
+        ({"source": "voc"}, "coco, objects365"),
         ({"source": "refcoco"}, "references"),
         ({"name": "a/b"}, "name 'a/b'"),
         ({"split": ""}, "split"),
