@@ -2,6 +2,10 @@
 
 The parts of the map that all objects of an image share are projected once for the image (:meth:`TwoWayBlock.share`),
 what an object has added to it goes through its small subspace (``padt.model.image_map``).
+
+The weights with which the map reads the query are what the map is then made of, and the values that the query reads
+are summed in the subspace. So both are computed here, and fused kernels (SDPA, FlashAttention), which give neither,
+serve only the attention among the query tokens. The weights are few: heads x tokens for each position.
 """
 
 from dataclasses import dataclass
