@@ -354,7 +354,9 @@ def resolve_attention(choice: str, device: torch.device) -> str:
     if choice == "flash_attention_2" and not flash:
         raise UserError("flash_attention_2 needs a CUDA device and the package flash-attn: use 'sdpa' or 'auto'.")
     resolved = ("flash_attention_2" if flash else "sdpa") if choice == "auto" else choice
-    logger.info("attention of vision and language: %s (asked for: %s); the object decoder has its own", resolved, choice)
+    logger.info(
+        "attention of vision and language: %s (asked for: %s); the object decoder has its own", resolved, choice
+    )
     return resolved
 
 
