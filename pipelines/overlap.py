@@ -6,7 +6,7 @@ taken for the same), so that a set of 1.7 million images takes 60 MB.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -25,6 +25,7 @@ SAME = ("same_source_id", "same_bytes", "same_look")
 """How two images can be the same, surest first; each image counts once, for the first that holds."""
 
 _BANDS = 8
+_SHARDS_AT_ONCE = 16
 _PAIRS_AT_ONCE = 200_000
 # A picture with hardly any edges (a plain page, a clear sky) looks like every other such picture.
 _FEWEST_EDGES = 12
@@ -63,7 +64,7 @@ class SetImages:
     name: str
     url: str
     fingerprint: str
-    keys: pa.Array = field(repr=False)
+    keys: pa.ChunkedArray = field(repr=False)
     ids: np.ndarray = field(repr=False)
     contents: np.ndarray = field(repr=False)
     looks: np.ndarray = field(repr=False)
@@ -150,7 +151,7 @@ def load_images(url: str, split: str | None = None) -> SetImages:
 
 def images_of(url: str, manifest: Manifest, split: str | None = None) -> SetImages:
     """As ``load_images``, for a set whose manifest is at hand (and perhaps not written yet)."""
-    parts = list(image_names(url, manifest, split))
+    parts = image_names(url, manifest, split)
     name = f"{manifest.name}/{split or '+'.join(manifest.splits)}"
     return as_numbers(name, url, manifest.fingerprint, parts)
 
@@ -165,16 +166,22 @@ def check_split(url: str, manifest: Manifest, split: str | None) -> None:
         raise UserError(f"{url} has no split {split!r}: it holds {', '.join(manifest.splits)}.")
 
 
-def as_numbers(name: str, url: str, fingerprint: str, parts: Sequence[ImageNames]) -> SetImages:
-    """Names of images as numbers; a set whose hashes were not kept is said so in the log."""
+def as_numbers(name: str, url: str, fingerprint: str, parts: Iterable[ImageNames]) -> SetImages:
+    """Names of images as numbers, part by part; a set whose hashes were not kept is said so in the log."""
+    keys, ids, contents, looks = [], [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], [np.zeros((0, 2), np.uint64)]
+    for part in parts:
+        keys.append(pa.array(part.keys, pa.string()))
+        ids.append(hash_ids(part.ids))
+        contents.append(content_words(part.sha256))
+        looks.append(look_words(part.looks))
     images = SetImages(
         name,
         url,
         fingerprint,
-        pa.array([key for part in parts for key in part.keys], pa.string()),
-        np.concatenate([np.zeros(0, np.uint64), *(hash_ids(part.ids) for part in parts)]),
-        np.concatenate([np.zeros(0, np.uint64), *(content_words(part.sha256) for part in parts)]),
-        np.concatenate([np.zeros((0, 2), np.uint64), *(look_words(part.looks) for part in parts)]),
+        pa.chunked_array(keys, pa.string()),
+        np.concatenate(ids),
+        np.concatenate(contents),
+        np.concatenate(looks),
     )
     if len(images) and not images.contents.any():
         logger.warning(

@@ -164,14 +164,14 @@ def test_a_list_of_training_images_is_refused_unless_it_is_meant(tmp_path):
 def test_real_photographs_are_told_apart_and_found_again(samples, tmp_path):
     """Copies with other quality and size look the same; of 80 different photographs no two do."""
     contents = [path.read_bytes() for path in sorted((samples / "coco").glob("*2017/*.jpg"))]
-    looks = [look_hash(Image.open(io.BytesIO(content))) for content in contents]
+    looks = [look_hash(Image.open(io.BytesIO(content))) or "" for content in contents]
     words = np.frombuffer(bytes.fromhex("".join(looks)), np.uint64).reshape(-1, 2)
     assert list(near(words, words)) == list(range(80))
     found = 0
     for content, look in zip(contents[::4], looks[::4], strict=True):
         buffer = io.BytesIO()
         Image.open(io.BytesIO(content)).resize((400, 300)).save(buffer, "JPEG", quality=70)
-        copy = look_hash(Image.open(buffer))
+        copy = look_hash(Image.open(buffer)) or ""
         found += bin(int(look, 16) ^ int(copy, 16)).count("1") <= 6
         assert content_hash(content) != content_hash(buffer.getvalue())
     assert found >= 18

@@ -1,16 +1,19 @@
 """People look at their data before they train on it: counts must be true and pictures must be of the rows asked for."""
 
+import html
 import json
+import re
 
 import pytest
 from PIL import Image
 
+from jobs.cli import main
 from padt.errors import UserError
 from pipelines.inspect import inspect
 from pipelines.prepare import PrepareOptions, execute_here, prepare
 from pipelines.reading import spread_rows
 from pipelines.sources.toy import prepare_toy
-from tests.pipelines.coco_files import annotation, write_coco
+from tests.pipelines.coco_files import annotation, options_for, prepare_here, write_coco
 
 
 @pytest.fixture
@@ -40,6 +43,7 @@ def test_counts_are_those_of_the_set(prepared):
 
 def test_the_picture_is_written_and_shows_one_row_large(prepared, tmp_path):
     sheet = inspect(prepared, count=4, out=str(tmp_path / "sheet.png"))
+    assert sheet.picture is not None and sheet.picture_path is not None
     assert Image.open(sheet.picture_path).size == sheet.picture.size
     for key in ("coco/train/9", "9"):
         assert [row["key"] for row in inspect(prepared, key=key).rows] == ["coco/train/9"]
@@ -91,6 +95,72 @@ def test_the_report_stands_alone_and_escapes_what_it_shows(prepared, tmp_path):
     page = (tmp_path / "set" / "report.html").read_text()
     assert "box_degenerate" in page and "data:image/jpeg;base64," in page
     assert "http://" not in page and "https://" not in page and "<script" not in page
+
+
+_EVIL = "<script>alert(1)</script>'\" onload=x"
+
+
+_TAGS = {"html", "meta", "title", "style", "body", "h1", "h2", "p", "code", "table", "tr", "th", "td", "span", "div"}
+_TAGS |= {"figure", "figcaption", "img"}
+
+
+def test_what_users_files_say_is_shown_and_never_run(tmp_path):
+    """Names, ids, file names and details come from files of the internet."""
+    categories = [{"id": 3, "name": f"{_EVIL} [/red]"}]
+    images = [{"id": f"<b>{number}</b>", "file_name": f"{number:04d}.jpg"} for number in (1, 2)]
+    notes = [annotation(1, "<b>1</b>"), annotation(2, "<b>1</b>", bbox=f"<i>{_EVIL}"), annotation(3, "<b>2</b>")]
+    folder = write_coco(tmp_path / "raw<u>", 2, annotations=notes, images=images, categories=categories)
+    prepare_here(options_for(folder, tmp_path / "set", name="<img src=x onerror=y>"))
+    page = (tmp_path / "set" / "report.html").read_text()
+    assert html.escape(_EVIL) in page and "&lt;b&gt;1&lt;/b&gt;" in page and "raw&lt;u&gt;" in page
+    for tag in ("<script", "<b>", "<i>", "<u>", "<img src=x"):
+        assert tag not in page
+    assert set(re.findall(r"<(\w+)", page)) <= _TAGS
+    sources = re.findall(r"(?:src|href|url)\s*[=(]\s*['\"]?(\S{5})", page)
+    assert sources and set(sources) == {"data:"}
+    assert main(["inspect", str(tmp_path / "set")]) == 0  # brackets are no markup of the terminal either
+
+
+def test_the_report_shows_counts_sizes_and_examples(prepared, tmp_path):
+    page = (tmp_path / "set" / "report.html").read_text()
+    for words in (
+        "Objects by class",
+        "Size of objects",
+        "Size of images",
+        "Objects per image",
+        "Foreground patches per object",
+    ):
+        assert words in page
+    assert "coco/train/1" in page and "object 100" in page and "Images that the set holds more than once" in page
+    assert page.count("data:image/jpeg;base64,") == 8
+    sections = {section.title: section for section in inspect(prepared).sections}
+    assert dict(sections["Size of images (longer side in pixels)"].rows) == {"128": 10}
+    assert dict(sections["Size of objects (square root of the box's area in pixels)"].rows) == {"64": 2}
+    assert sections["Examples of rejects"].rows[0][:3] == ("box_degenerate", "coco/train/1", "object 100")
+
+
+def test_one_image_is_shown_or_its_absence_explained(tmp_path, capsys):
+    folder = write_coco(tmp_path / "raw", 3)
+    (folder / "images" / "0002.jpg").write_bytes(b"broken")
+    prepare_here(options_for(folder, tmp_path / "set"))
+    url, out = str(tmp_path / "set"), str(tmp_path / "one.png")
+    report = inspect(url, key="2", out=out)
+    assert [(each.what, each.reason) for each in report.left_out] == [("image", "image_unreadable")]
+    assert (report.rows, report.picture, report.picture_path) == ([], None, None)
+    assert main(["inspect", url, "--key", "coco/train/2", "--out", out]) == 0
+    assert "image_unreadable" in capsys.readouterr().out and not (tmp_path / "one.png").exists()
+    assert main(["inspect", url, "--key", "1", "--out", out]) == 0
+    assert "cat" in capsys.readouterr().out and Image.open(out).width >= 120
+    assert main(["inspect", url, "--key", "4"]) == 2
+
+
+def test_a_set_without_rows_says_what_became_of_them(tmp_path):
+    folder = write_coco(tmp_path / "raw", 2)
+    for path in (folder / "images").iterdir():
+        path.write_bytes(b"broken")
+    prepare_here(options_for(folder, tmp_path / "set"))
+    report = inspect(str(tmp_path / "set"))
+    assert report.picture is None and report.kept[0] == ("images", 2, 0, 2, 0)
 
 
 def test_the_toy_set_takes_the_road_of_real_data(tmp_path):
