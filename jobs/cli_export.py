@@ -37,8 +37,6 @@ def export(
     from jobs.export import run_export
 
     result = run_export(model, out, to.value, max_shard_size=max_shard_size)
-    for note in result.notes:
-        console.err.print(f"note: {note}", markup=False)
     facts = [
         ("layout", f"{result.source_layout} -> {result.layout}"),
         ("tensors", result.tensors),

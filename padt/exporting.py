@@ -19,7 +19,14 @@ from padt.card import read_facts, write_card
 from padt.config import Layout, PaDTConfig
 from padt.errors import UserError
 from padt.hub import model_folder
-from padt.layouts import config_values, generation_values, image_processor_values, save_tokenizer
+from padt.layouts import (
+    config_values,
+    generation_values,
+    image_processor_values,
+    lost_fields,
+    save_tokenizer,
+    usual_vision_rotary,
+)
 from padt.loading import ADAPTER_CONFIG, SHARD_SIZE, load_config, load_model, load_processor, new_folder, save_model
 from padt.processor import PaDTProcessor, read_json
 from padt.weights import FRESH_PREFIXES, HEAD, INDEX, StoredTensor, check_weights, read_tensors
@@ -93,6 +100,12 @@ def export(
     if to == "released" and source_layout == "hub":
         raise UserError(f"{folder} is plain Qwen2.5-VL, without prototypes and decoder: train it first.")
     kept, dropped = _select(stored, config, to)
+    values = config_values(config, to, _dtype_name(kept))
+    lost = lost_fields(config, values, to)
+    if lost:
+        raise UserError(
+            f"The {to} layout has no place for {', '.join(lost)} of {folder}/config.json: it would answer otherwise."
+        )
     notes = _notes(config, to, source_layout, dropped)
     for note in notes:
         logger.warning("%s", note)
@@ -101,7 +114,7 @@ def export(
 
     def write(partial: Path) -> None:
         files.extend(_write_weights(kept, partial, max_shard_size))
-        _write_json(partial / "config.json", config_values(config, to, _dtype_name(kept)))
+        _write_json(partial / "config.json", values)
         _write_processor(processor, partial, read_json(folder / "generation_config.json"))
         write_card(partial, read_facts(folder), config, layout=to)
 
@@ -135,6 +148,11 @@ def _notes(config: PaDTConfig, to: ExportLayout, source: Layout, dropped: list[s
             f"Plain Qwen2.5-VL has no prototypes and no object decoder: {len(dropped)} tensors were left out, and the "
             "folder answers with words only."
         )
+    if config.vision_config.rope_parameters != usual_vision_rotary(config):
+        notes.append(
+            "The vision tower has unusual rotary parameters. config.json gives them, and transformers 5 reads them; "
+            "older code does not know the field and would answer otherwise."
+        )
     if to == "released" and config.feature_order == "raster":
         notes.append(
             "The weights are for image features in raster order. config.json says so, and padt reads it; the released "
@@ -142,8 +160,8 @@ def _notes(config: PaDTConfig, to: ExportLayout, source: Layout, dropped: list[s
         )
     if to == "released" and config.score_calibration is not None:
         notes.append(
-            "Scores are calibrated by score_calibration in config.json, which padt reads; the released code does not know "
-            "the field and gives the decoder's own scores."
+            "Scores are calibrated by score_calibration in config.json, which padt reads; the released code does not "
+            "know the field and gives the decoder's own scores."
         )
     if to == "released" and config.use_visual_prototype_projection and config.prototype_rank != _RELEASED_RANK:
         notes.append(

@@ -4,6 +4,7 @@ Both are flat: the language model's fields stand at the top level, as transforme
 versions read them too.
 """
 
+import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def config_values(config: PaDTConfig, layout: Layout, dtype: str) -> dict[str, A
     # "mrope" is what the Hub calls the default kind with three sections.
     values["rope_scaling"] = {**rope, "type": "mrope" if kind == "default" else kind}
     values["vision_config"] = {**_own_fields(config.vision_config), "model_type": "qwen2_5_vl"}
+    if usual_vision_rotary(config) != config.vision_config.rope_parameters:
+        values["vision_config"]["rope_parameters"] = dict(config.vision_config.rope_parameters)
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         values[name] = getattr(config, name)
     values["tie_word_embeddings"] = bool(config.tie_word_embeddings)
@@ -47,6 +50,32 @@ def config_values(config: PaDTConfig, layout: Layout, dtype: str) -> dict[str, A
     if layout == "released":
         values.update(_padt_fields(config))
     return values
+
+
+def usual_vision_rotary(config: PaDTConfig) -> dict[str, Any]:
+    """Rotary parameters of the vision tower that code takes for granted which has no field for them."""
+    return type(config.vision_config)().rope_parameters
+
+
+def lost_fields(config: PaDTConfig, values: dict[str, Any], layout: Layout) -> list[str]:
+    """Fields of a configuration that do not come back from the values written for it."""
+    again = PaDTConfig.from_dict(copy.deepcopy(values))
+    sections = {"": (config, again)}
+    for name in ("text_config", "vision_config", *(("vl_decoder",) if layout == "released" else ())):
+        sections[f"{name}."] = (getattr(config, name), getattr(again, name))
+    top = {each.name for each in fields(PaDTConfig if layout == "released" else Qwen2_5_VLConfig)}
+    lost = []
+    for prefix, (before, after) in sections.items():
+        names = top if not prefix else {each.name for each in fields(before)}
+        for name in sorted(names - _COMMON - set(PaDTConfig.sub_configs_defaults)):
+            if _plain(getattr(before, name)) != _plain(getattr(after, name)):
+                lost.append(prefix + name)
+    return lost
+
+
+def _plain(value: Any) -> Any:
+    # "type" is the former word for "rope_type".
+    return {key: each for key, each in value.items() if key != "type"} if isinstance(value, dict) else value
 
 
 def _padt_fields(config: PaDTConfig) -> dict[str, Any]:

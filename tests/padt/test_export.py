@@ -105,6 +105,30 @@ def test_a_raster_model_keeps_its_order_in_the_released_layout_and_warns(own, tm
     assert result.notes[0] in caplog.text
 
 
+@pytest.mark.parametrize("to", ["hub", "released"])
+def test_rotary_parameters_of_the_vision_tower_are_not_lost(tmp_path, to):
+    # Other code takes them for granted; left out, every box would lie elsewhere with the same weights.
+    model = tiny_model()
+    model.config.vision_config.rope_parameters = {"rope_type": "axial", "rope_theta": 100.0}
+    own = padt.save_model(model, model.processor, tmp_path / "own")
+    result = padt.export(own, tmp_path / "out", to)
+    assert load_config(tmp_path / "out")[0].vision_config.rope_parameters["rope_theta"] == 100.0
+    assert "unusual rotary parameters" in " ".join(result.notes)
+
+
+def test_a_field_without_a_place_stops_the_export(own, tmp_path, monkeypatch):
+    def forgetful(*arguments):
+        return {key: value for key, value in config_values(*arguments).items() if key != "rms_norm_eps"}
+
+    edit_json(
+        own / "config.json",
+        text_config={**json.loads((own / "config.json").read_text())["text_config"], "rms_norm_eps": 0.5},
+    )
+    monkeypatch.setattr("padt.exporting.config_values", forgetful)
+    with pytest.raises(UserError, match=r"no place for text_config\.rms_norm_eps of .*would answer otherwise"):
+        padt.export(own, tmp_path / "out", "hub")
+
+
 def test_calibrated_scores_are_kept_and_the_difference_is_said(own, tmp_path):
     edit_json(own / "config.json", score_calibration={"token": 0.5})
     result = padt.export(own, tmp_path / "out", "released")
