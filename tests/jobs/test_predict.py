@@ -100,7 +100,10 @@ from jobs.predict import make_request, run_predict
 from padt.prediction import GenerationSettings
 run_predict({tiny!r}, {str(picture(tmp_path / "a.png"))!r}, make_request(refer="the circle"),
             {str(tmp_path / "out")!r}, settings=GenerationSettings(max_new_tokens=4))
+from jobs.explain import run_explain
+run_explain({tiny!r}, {str(tmp_path / "a.png")!r}, make_request(refer="the circle"), {str(tmp_path / "why")!r},
+            settings=GenerationSettings(max_new_tokens=4))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "a.json").exists()
+    assert (tmp_path / "out" / "a.json").exists() and (tmp_path / "why" / "a.json").exists()
