@@ -114,7 +114,8 @@ def _open(location: str) -> tuple[pq.ParquetFile, np.ndarray]:
     import fsspec
 
     # Over a network one read of a whole row group costs less than one for each of its columns.
-    file = pq.ParquetFile(fsspec.open(location, "rb").open(), pre_buffer=not is_local(location))
+    opened = fsspec.open(location, "rb")
+    file = pq.ParquetFile(opened.open(), pre_buffer=not is_local(opened.fs))
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     return file, np.cumsum(sizes)
 
