@@ -157,4 +157,5 @@ def _statistics(results: Sequence[ShardResult]) -> dict[str, dict[str, int]]:
             return dict(sorted(counter.items(), key=lambda item: int(item[0])))
         return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
 
-    return {name: ordered(counter, name != "classes") for name, counter in merged.items()}
+    # In one order, whether results come from memory or from the marker of an earlier run.
+    return {name: ordered(counter, name != "classes") for name, counter in sorted(merged.items())}

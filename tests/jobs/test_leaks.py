@@ -2,6 +2,7 @@
 
 import logging
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -9,7 +10,8 @@ from jobs import recipe as recipe_module
 from jobs.config import load_config
 from jobs.leaks import overlap_tags, warn_of_overlap
 from jobs.recipe import load_recipe
-from jobs.stages import TrainStage
+from jobs.recipe_tracking import RecipeTracker
+from jobs.stages import StageContext, TrainStage
 from tests.pipelines.mini_set import scene_row, write_mini_set, write_set
 
 
@@ -53,8 +55,13 @@ def test_what_a_model_is_measured_on_does_not_change_what_it_is():
 
 
 def test_trainings_of_a_recipe_know_what_its_evaluations_measure_on(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(TrainStage, "perform", lambda stage, context: told.append(context.measured_on) or {})
+    told: list[tuple[str, ...]] = []
+
+    def perform(stage: TrainStage, context: StageContext) -> dict[str, Any]:
+        told.append(context.measured_on)
+        return {}
+
+    monkeypatch.setattr(TrainStage, "perform", perform)
     file = tmp_path / "recipe.yaml"
     file.write_text(
         "name: leak\nstages:\n"
@@ -64,5 +71,5 @@ def test_trainings_of_a_recipe_know_what_its_evaluations_measure_on(tmp_path, mo
     )
     recipe = load_recipe(str(file), output=str(tmp_path / "run"))
     folders = {"toy_base": "base"} | {name: f"{recipe.output}/{name}" for name in recipe.stages}
-    recipe_module._perform(recipe, "train", folders, SimpleNamespace(open=lambda: None))
+    recipe_module._perform(recipe, "train", folders, cast(RecipeTracker, SimpleNamespace(open=lambda: None)))
     assert told == [("/data/val", f"{tmp_path}/run/train/val")]

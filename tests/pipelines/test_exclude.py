@@ -2,19 +2,30 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.cli import main
 from padt.errors import UserError
 from pipelines.exclude import load_exclusion, split_spec, write_exclude_list
 from pipelines.hashes import content_hash, look_hash, source_id
 from pipelines.inspect import inspect
 from pipelines.manifest import Manifest
 from pipelines.overlap import compare, duplicates, load_images, near
-from tests.pipelines.coco_files import annotation, coco_options, options_for, prepare_here, rows_of, write_coco
+from pipelines.prepare import execute_here, prepare
+from tests.pipelines.coco_files import (
+    annotation,
+    coco_options,
+    content_of,
+    options_for,
+    prepare_here,
+    rows_of,
+    write_coco,
+)
 
 
 def _photo(seed, size=(120, 90), kind="JPEG", **options):
@@ -87,6 +98,10 @@ def test_a_list_leaves_out_what_its_sets_leave_out(tmp_path, evaluation):
     assert by_list.exclusions == by_set.exclusions and by_list.counts == by_set.counts
     with pytest.raises(UserError, match="exists"):
         write_exclude_list([evaluation], path)
+    assert main(["exclude-list", evaluation, "--out", str(tmp_path / "cli.json")]) == 0
+    assert (tmp_path / "cli.json").read_bytes() == (tmp_path / "lists" / "eval.json").read_bytes()
+    assert main(["export-data", str(tmp_path / "train"), "--out", str(tmp_path / "coco"), "--no-images"]) == 0
+    assert main(["export-data", str(tmp_path / "train"), "--out", str(tmp_path / "coco")]) == 2
 
 
 def test_what_was_excluded_is_part_of_what_a_set_is(tmp_path, evaluation):
@@ -96,6 +111,25 @@ def test_what_was_excluded_is_part_of_what_a_set_is(tmp_path, evaluation):
     assert prepare_here(again) == Manifest.read(str(tmp_path / "train"))
     with pytest.raises(UserError, match="--overwrite"):
         prepare_here(options_for(folder, tmp_path / "train", name="train"))
+
+
+def test_a_killed_preparation_leaves_out_the_same_images_when_it_goes_on(tmp_path, evaluation):
+    _set(tmp_path, "train", _TRAINING, exclude=[evaluation], rows_per_shard=1)
+    before = content_of(tmp_path / "train")
+    options = options_for(
+        tmp_path / "raw-train", tmp_path / "train", name="train", exclude=[evaluation], rows_per_shard=1, overwrite=True
+    )
+
+    def killed(tasks):
+        for number, result in enumerate(execute_here(tasks)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield result
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(options, execute=killed)
+    prepare_here(replace(options, overwrite=False))
+    assert content_of(tmp_path / "train") == before
 
 
 def test_what_a_set_shares_with_another_is_said_but_kept(tmp_path, evaluation):

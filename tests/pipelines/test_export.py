@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from typing import Any
 
 import pytest
 from pycocotools import mask as mask_tools
@@ -53,7 +54,7 @@ def test_what_came_out_can_be_prepared_again_and_is_the_same(samples, tmp_path):
     prepare_here(coco_options(samples, "val", tmp_path / "set"))
     export_data(str(tmp_path / "set"), str(tmp_path / "out"))
     again = {"annotations": "instances.json", "captions": "captions.json", "images": "images"}
-    paths = {name: str(tmp_path / "out" / file) for name, file in again.items()}
+    paths: dict[str, Any] = {name: str(tmp_path / "out" / file) for name, file in again.items()}
     prepare_here(PrepareOptions(out=str(tmp_path / "again"), split="val", rows_per_shard=16, **paths))
     for ours, theirs in zip(rows_of(tmp_path / "set"), rows_of(tmp_path / "again"), strict=True):
         for item in theirs["objects"]:
@@ -64,7 +65,7 @@ def test_what_came_out_can_be_prepared_again_and_is_the_same(samples, tmp_path):
 def test_sentences_come_back_as_refcoco_writes_them(samples, tmp_path):
     folder = samples / "refcoco" / "refcoco"
     files = {"annotations": str(folder / "instances.json"), "references": str(folder / "refs(unc).p")}
-    options = {"source": "refcoco", "split": "val", "images": str(samples / "coco"), **files}
+    options: dict[str, Any] = {"source": "refcoco", "split": "val", "images": str(samples / "coco"), **files}
     prepare_here(PrepareOptions(out=str(tmp_path / "set"), **options))
     exported = export_data(str(tmp_path / "set"), str(tmp_path / "out"), images=False)
     assert not (tmp_path / "out" / "images").exists()
@@ -81,7 +82,12 @@ def test_sentences_come_back_as_refcoco_writes_them(samples, tmp_path):
 
 def test_grounded_captions_come_back_with_their_tags(samples, tmp_path):
     file = samples / "ric" / "ric_instances_val2017.json"
-    options = {"source": "ric", "split": "val", "annotations": str(file), "images": str(samples / "coco" / "val2017")}
+    options: dict[str, Any] = {
+        "source": "ric",
+        "split": "val",
+        "annotations": str(file),
+        "images": str(samples / "coco" / "val2017"),
+    }
     prepare_here(PrepareOptions(out=str(tmp_path / "set"), **options))
     export_data(str(tmp_path / "set"), str(tmp_path / "out"))
     before = {image["id"]: image["captions"] for image in _json(file)["images"]}
@@ -89,7 +95,10 @@ def test_grounded_captions_come_back_with_their_tags(samples, tmp_path):
     assert sum(len(captions) for captions in after.values()) == 60  # the others are cut off, and rejected
     for image_id, captions in after.items():
         assert [caption for caption in before[image_id] if caption in captions] == captions
-    again = {"annotations": str(tmp_path / "out/instances.json"), "images": str(tmp_path / "out/images")}
+    again: dict[str, Any] = {
+        "annotations": str(tmp_path / "out/instances.json"),
+        "images": str(tmp_path / "out/images"),
+    }
     prepare_here(PrepareOptions(out=str(tmp_path / "again"), **{**options, **again}))
     for ours, theirs in zip(rows_of(tmp_path / "set"), rows_of(tmp_path / "again"), strict=True):
         assert ours["captions"] == theirs["captions"]
@@ -99,7 +108,7 @@ def test_the_released_lines_come_back_as_the_same_set(samples, tmp_path):
     """Detection and sentences as the published files have them, read by the source that reads those."""
     folder = samples / "refcoco" / "refcoco"
     files = {"annotations": str(folder / "instances.json"), "references": str(folder / "refs(unc).p")}
-    options = {"source": "refcoco", "split": "val", "images": str(samples / "coco"), **files}
+    options: dict[str, Any] = {"source": "refcoco", "split": "val", "images": str(samples / "coco"), **files}
     prepare_here(PrepareOptions(out=str(tmp_path / "set"), **options))
     exported = export_data(str(tmp_path / "set"), str(tmp_path / "out"), to="released")
     rows = {int(row["image_id"]): row for row in rows_of(tmp_path / "set")}
@@ -119,7 +128,7 @@ def test_the_released_lines_come_back_as_the_same_set(samples, tmp_path):
             assert item["patches"] and f'"{item["label"]}"' in line["conversations"][0]["value"]
     both = tmp_path / "both.jsonl"
     both.write_text("".join((tmp_path / "out" / name).read_text() for name in ("ovd.jsonl", "rec.jsonl")))
-    again = {"source": "released", "annotations": str(both), "images": str(tmp_path / "out" / "images")}
+    again: dict[str, Any] = {"source": "released", "annotations": str(both), "images": str(tmp_path / "out" / "images")}
     prepare_here(PrepareOptions(out=str(tmp_path / "again"), name="refcoco", split="val", **again))
     for row in rows_of(tmp_path / "again"):
         ours = rows[int(row["image_id"])]
