@@ -4,16 +4,18 @@
 under the key ``padt``, so that a later save, evaluation or export can go on from it.
 """
 
+import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from padt.config import Layout, PaDTConfig
-from padt.errors import UserError
 from padt.hub import is_hub_id
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 TAGS = ("padt", "visual-grounding", "object-detection", "referring-expression-segmentation", "image-captioning")
@@ -105,8 +107,9 @@ def read_facts(folder: str | os.PathLike) -> ModelFacts:
     values = _front_matter(Path(folder) / CARD).get("padt")
     if not isinstance(values, dict):
         return ModelFacts()
-    known = {each.name for each in fields(ModelFacts)}
-    return ModelFacts(**{key: value for key, value in values.items() if key in known and value is not None})
+    usual = asdict(ModelFacts())
+    kinds = {name: dict if isinstance(value, dict) else str for name, value in usual.items()}
+    return ModelFacts(**{key: value for key, value in values.items() if isinstance(value, kinds.get(key, ()))})
 
 
 def add_scores(
@@ -239,9 +242,11 @@ def _front_matter(card: Path) -> dict[str, Any]:
 
     if not card.is_file():
         return {}
-    found = _FRONT.match(card.read_text(encoding="utf-8"))
     try:
+        found = _FRONT.match(card.read_text(encoding="utf-8"))
         values = yaml.safe_load(found[1]) if found else {}
-    except yaml.YAMLError as error:
-        raise UserError(f"The front matter of {card} is not YAML ({error}): mend it or remove the file.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # A training must not fail at its end over the card of its base.
+        logger.warning("%s cannot be read and is passed over (%s)", card, error)
+        return {}
     return values if isinstance(values, dict) else {}

@@ -43,7 +43,11 @@ def test_facts_come_back_from_the_card(tmp_path):
 
 def test_a_card_of_somebody_else_holds_no_facts(tmp_path):
     assert read_facts(tmp_path) == ModelFacts()
-    (tmp_path / CARD).write_text("---\nlicense: mit\npadt: [1]\n---\n# Mine\n")
+    for text in ("padt: [1]", "padt: {metrics: high, data: 3, base_model: [x]}", "padt: [", "\x00", "- 1"):
+        # A training that ends must not fail over the card of its base.
+        (tmp_path / CARD).write_text(f"---\n{text}\n---\n# Mine\n")
+        assert read_facts(tmp_path) == ModelFacts(), text
+    (tmp_path / CARD).write_bytes(b"---\n\xff\xfe\n---\n")
     assert read_facts(tmp_path) == ModelFacts()
 
 
