@@ -49,9 +49,11 @@ def _tarred(folder: Path, name="pictures.tar", mode="w") -> Path:
 def test_images_in_archives_are_those_of_the_folder(tmp_path, place, link):
     raw = write_coco(tmp_path / "raw", count=4)
     images = place.format(zip=_zipped(raw), tar=_tarred(raw))
-    mode = "link" if link else "copy"
     options = PrepareOptions(
-        annotations=str(raw / "instances.json"), images=images, out=str(tmp_path / "set"), images_mode=mode
+        annotations=str(raw / "instances.json"),
+        images=images,
+        out=str(tmp_path / "set"),
+        images_mode="link" if link else "copy",
     )
     assert prepare_here(options).counts.rejects == {}
     for row, path in zip(rows_of(tmp_path / "set"), sorted((raw / "images").iterdir()), strict=True):

@@ -128,12 +128,13 @@ def test_a_killed_preparation_goes_on_there(store, raw, monkeypatch):
         module.prepare(_remote(place), execute=die_after_one)
     assert "manifest.json" not in _files(store, place)
     done = []
-    manifest = module.prepare(
-        _remote(place),
-        execute=lambda tasks: (
-            done.append(task.number) or result for task, result in zip(tasks, module.execute_here(tasks), strict=True)
-        ),
-    )
+
+    def count(tasks):
+        for task in tasks:
+            done.append(task.number)
+            yield from module.execute_here([task])
+
+    manifest = module.prepare(_remote(place), execute=count)
     assert done == [1, 2] and manifest.fingerprint == whole
 
 

@@ -175,8 +175,8 @@ def test_a_pickle_that_unfolds_without_end_is_reported_in_a_line(tmp_path):
     path = tmp_path / "refs.p"
     path.write_bytes(pickle.dumps(refs, protocol=2))
     rejects = list(reference_pieces(load_refs(str(path)), None))
-    assert [type(reject) for reject in rejects] == [Reject, Reject]
-    assert all(len(reject.detail) < 1000 for reject in rejects)
+    assert len(rejects) == 2
+    assert all(isinstance(reject, Reject) and len(reject.detail) < 1000 for reject in rejects)
 
 
 @pytest.mark.parametrize("name", ["refcoco/refs(unc).p", "refcoco+/refs(unc).p", "refcocog/refs(umd).p"])
