@@ -107,9 +107,11 @@ def read_facts(folder: str | os.PathLike) -> ModelFacts:
     values = _front_matter(Path(folder) / CARD).get("padt")
     if not isinstance(values, dict):
         return ModelFacts()
-    usual = asdict(ModelFacts())
-    kinds = {name: dict if isinstance(value, dict) else str for name, value in usual.items()}
-    return ModelFacts(**{key: value for key, value in values.items() if isinstance(value, kinds.get(key, ()))})
+    facts = ModelFacts()
+    for name, usual in asdict(facts).items():
+        if isinstance(values.get(name), dict if isinstance(usual, dict) else str):
+            facts = replace(facts, **{name: values[name]})
+    return facts
 
 
 def add_scores(
