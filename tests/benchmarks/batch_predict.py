@@ -74,10 +74,10 @@ def main() -> int:
     """Print the throughput of a batch over that of single predictions; exit 1 if it is below the limit."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.batch_predict")
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--limit", type=float, default=2.0, help="smallest gain in throughput")
