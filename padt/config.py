@@ -98,7 +98,7 @@ class PaDTConfig(Qwen2_5_VLConfig):
         if layout != "padt":
             values.pop("model_type", None)
             values.setdefault("feature_order", "reference" if layout == "released" else "raster")
-        # Fields of the decoder that the released code would stumble over (``padt.layouts``).
+        # Fields of the decoder that the released code would stumble over (``padt.checkpoint_layouts``).
         extra = values.pop("vl_decoder_extra", None) or {}
         if isinstance(values.get("vl_decoder"), dict):
             values["vl_decoder"] = extra | {k: v for k, v in values["vl_decoder"].items() if k not in _RELEASED_NOTES}

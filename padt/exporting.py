@@ -16,10 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from padt.card import read_facts, write_card
-from padt.config import Layout, PaDTConfig
-from padt.errors import UserError
-from padt.hub import model_folder
-from padt.layouts import (
+from padt.checkpoint_layouts import (
     config_values,
     generation_values,
     image_processor_values,
@@ -27,6 +24,9 @@ from padt.layouts import (
     save_tokenizer,
     usual_vision_rotary,
 )
+from padt.config import Layout, PaDTConfig
+from padt.errors import UserError
+from padt.hub import model_folder
 from padt.loading import ADAPTER_CONFIG, SHARD_SIZE, load_config, load_model, load_processor, new_folder, save_model
 from padt.processor import PaDTProcessor, read_json
 from padt.weights import FRESH_PREFIXES, HEAD, INDEX, StoredTensor, check_weights, read_tensors

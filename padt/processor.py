@@ -20,9 +20,9 @@ from transformers.processing_utils import ProcessorMixin
 
 from padt.batch import NO_PIXELS, EncodedGroup, EncodedSample, cut_patches, mask_target
 from padt.conversation import Turn, prompt_turns
+from padt.conversation_tokens import IMAGE_PAD, TokenLayout, lay_out
 from padt.errors import UserError
 from padt.image import PATCH, VIT_PATCH, ImageSource, ResizePolicy, open_image
-from padt.layout import IMAGE_PAD, TokenLayout, lay_out
 from padt.model.vision import normalize_pixels
 from padt.tasks import Group, Sample
 from padt.tokens import load_tokenizer
@@ -116,7 +116,7 @@ class PaDTProcessor(ProcessorMixin):
         return self.token_layout(prompt_turns(prompt, len(patch_counts)), patch_counts, answered=False).ids
 
     def token_layout(self, turns: Sequence[Turn], patch_counts: Sequence[int], answered: bool) -> TokenLayout:
-        """Ids of a conversation under the chat template, and what stands where: see ``padt.layout.lay_out``."""
+        """Ids of a conversation under the chat template, and what stands where (``padt.conversation_tokens``)."""
         return lay_out(self, turns, patch_counts, answered)
 
     def render_template(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import padt
+from padt.checkpoint_layouts import config_values
 from padt.config import PaDTConfig
 from padt.errors import UserError
-from padt.layouts import config_values
 from padt.loading import load_config
 from padt.weights import FRESH_PREFIXES, read_tensors
 from tests.padt.folders import edit_json, edit_weights, hub_folder, same_tensors, weights_of
