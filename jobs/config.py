@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from padt.errors import UserError
-from padt.tasks import GROUNDED_TASKS, TASKS
+from padt.tasks import TASKS
 from padt.vrt import VRTRule
 
 
@@ -30,8 +30,8 @@ class SetConfig(Section):
     Attributes:
         url: folder of the set (any fsspec URL); it holds ``manifest.json``.
         tasks: visits of each sample of a task in one epoch: 1 = once, 2 = twice with different draws, 0.5 = one half
-            this epoch and the other half in the next. Tasks that are left out are not trained on this set; one of
-            conversations needs ``{chat: 1}``.
+            this epoch and the other half in the next. Tasks that are left out are not trained on this set. None
+            named = each task that the set has samples of, once.
         repeat: how often the whole set is listed (the released Pro mix lists COCO twice).
         items_per_image: at most this many sentences or captions of one image in an epoch (others come in later epochs).
         sentences_per_sample: up to this many sentences of an image are asked one after another in one conversation, for
@@ -42,7 +42,7 @@ class SetConfig(Section):
     """
 
     url: str
-    tasks: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(GROUNDED_TASKS, 1.0))
+    tasks: dict[str, float] = Field(default_factory=dict)
     repeat: int = Field(default=1, ge=1)
     items_per_image: int | None = Field(default=None, ge=1)
     sentences_per_sample: int = Field(default=1, ge=1)

@@ -6,7 +6,7 @@ A sample is ``(set, key, task, item, repeat)``. Every draw for it comes from ``(
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,7 @@ class SetSpec:
     Attributes:
         url: folder of the prepared set.
         tasks: visits of each sample of a task in one epoch; a fraction visits that share, and another one next epoch.
+            Empty = once each of what the set holds.
         repeat: listings of the whole set; multiplies the visits.
         items_per_image: at most this many sentences or captions of an image in an epoch, in turn over the epochs.
         sentences_per_sample: up to this many sentences of an image follow each other in one conversation, for which the
@@ -35,7 +36,7 @@ class SetSpec:
     """
 
     url: str
-    tasks: dict[str, float] = field(default_factory=lambda: dict.fromkeys(GROUNDED_TASKS, 1.0))
+    tasks: dict[str, float] = field(default_factory=dict)
     repeat: int = 1
     items_per_image: int | None = None
     sentences_per_sample: int = 1
@@ -62,6 +63,14 @@ class SetSpec:
             raise UserError(
                 f"repeat, items_per_image and sentences_per_sample of the data set {self.url} must be at least 1."
             )
+
+    def of_what_is_there(self, index: SetIndex) -> "SetSpec":
+        """The same with tasks: where none are named, those that the set has samples of (``chat`` if nothing else)."""
+        if self.tasks:
+            return self
+        held = [task for task in GROUNDED_TASKS if len(index.items(task)[0])]
+        named = [task for task in held if task != "detect" or index.class_names]
+        return replace(self, tasks=dict.fromkeys(named or ["chat"], 1.0))
 
     @property
     def mixed(self) -> list[object]:

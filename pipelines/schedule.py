@@ -266,6 +266,7 @@ def make_plan(
             smaller than the smallest sample of a task.
     """
     indices = tuple(load_index(spec.url) for spec in specs)
+    specs = [spec.of_what_is_there(index) for spec, index in zip(specs, indices, strict=True)]
     for spec, index in zip(specs, indices, strict=True):
         if index.policy != policy:
             raise UserError(

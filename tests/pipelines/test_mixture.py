@@ -114,6 +114,13 @@ def test_fingerprint_follows_content_and_mixture(mini, tmp_path):
     assert plan_of(SetSpec(mini, repeat=2)).fingerprint()["data"] != prints[0]
 
 
+def test_a_set_without_named_tasks_is_trained_on_what_it_holds(mini, tmp_path):
+    # A set of boxes alone, which most users bring first, needs no list of what it lacks.
+    bare = write_mini_set(tmp_path / "bare", 2, texts=False)
+    assert plan_of(SetSpec(bare)).mixture.specs[0].tasks == {"detect": 1.0}
+    assert set(plan_of(SetSpec(mini)).mixture.specs[0].tasks) == {"detect", "refer", "caption"}
+
+
 def test_bad_sets_are_refused(mini, tmp_path):
     with pytest.raises(UserError, match="manifest"):
         (tmp_path / "empty").mkdir()
