@@ -20,7 +20,7 @@ import ray
 from pipelines.prepare import PrepareOptions, prepare
 from tests.benchmarks.prepare_objects import HEIGHT, WIDTH, annotations, photograph
 
-ROWS_PER_SHARD = 100
+ROWS_PER_SHARD = 500
 
 
 def write_set(folder: Path, images: int) -> None:
