@@ -4,6 +4,9 @@ Makes one JSON with ``--images`` images and fifteen boxes an image (as Objects36
 to one of a few small JPEGs, runs the preparation in a process of its own, and watches that process and all it starts.
 
     python -m tests.benchmarks.prepare_scale --images 50000 100000 200000 --work /tmp/scale
+
+From the largest size it reckons the training split of Objects365 v2: the plan by one process, the shards by all cores.
+Its images are larger than the ones here, so on many cores the storage that they lie on will set the pace.
 """
 
 import argparse
@@ -24,6 +27,7 @@ BOXES = 15
 CLASSES = 365
 WIDTH, HEIGHT = 640, 480
 FOLDER_IMAGES = 20_000
+WHOLE_IMAGES = 1_742_289
 
 _RUN = """
 import sys, time
@@ -139,7 +143,13 @@ def main() -> None:
         memory = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in highest)
         steps = ", ".join(filter(None, said))
         print(f"{images} images, {size / 1e6:.0f} MB of JSON: {seconds:.0f} s ({steps}); {memory}", flush=True)
+        plan = float(said[0].removeprefix("plan "))
         shutil.rmtree(folder)
+    growth = WHOLE_IMAGES / images
+    for cores in (16, 64, 256):
+        minutes = growth * (plan + (seconds - plan) * options.num_cpus / cores) / 60
+        alone = growth * plan / 60
+        print(f"Objects365 v2 on {cores} cores: about {minutes:.0f} minutes, {alone:.0f} of them for the plan")
 
 
 if __name__ == "__main__":
