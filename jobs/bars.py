@@ -66,7 +66,13 @@ def _bar(unit: str):
         def render(self, task) -> Text:
             return Text(f"{task.speed:,.1f} {unit}/s" if task.speed else "")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=err)
 
 

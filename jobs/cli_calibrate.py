@@ -47,4 +47,4 @@ def calibrate(
     ]
     title = f"{result.objects:,} objects in {result.images:,} images; each half scored by a fit on the other"
     console.out.print(console.table(title, ["", "decoder's score>", "calibrated>"], rows))
-    console.out.print(f"calibrated model: {result.folder}", markup=False)
+    console.out.print(f"calibrated model: {result.folder}")

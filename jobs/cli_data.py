@@ -47,7 +47,7 @@ def inspect(
             _print_row(row)
         _print_left_out(report.left_out)
     for overlap in report.overlaps:
-        console.out.print(f"{overlap}".replace(overlap.name, data, 1))
+        console.out.print(f"{data} {overlap.finding}")
         for pair in overlap.examples:
             console.out.print(f"  {pair[0]} = {pair[1]}")
     if report.picture_path:

@@ -49,7 +49,7 @@ def explain(
         top=top,
         load_options={"device": device} if device else None,
     )
-    console.out.print(result.record["text"], markup=False)
+    console.out.print(result.record["text"])
     for sheet in result.sheets:
-        console.out.print(f"sheet: {sheet}", markup=False)
-    console.out.print(f"numbers: {result.json_path}", markup=False)
+        console.out.print(f"sheet: {sheet}")
+    console.out.print(f"numbers: {result.json_path}")

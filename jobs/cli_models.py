@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from jobs import console
 from jobs.console import examples
@@ -70,7 +71,7 @@ def compare(
     for metric, values in result.metrics.items():
         best = result.best(metric)
         cells = [console.number(value) for value in values]
-        rows.append([metric, *(f"[bold]{cell}[/]" if place == best else cell for place, cell in enumerate(cells))])
+        rows.append([metric, *(Text(cell, "bold" if place == best else "") for place, cell in enumerate(cells))])
     console.out.print(console.table("Scores", ["metric", *(f"{source}>" for source in result.sources)], rows))
     for warning in result.warnings:
         console.err.print(f"warning: {warning}")
@@ -129,7 +130,7 @@ def predict(
             typer.echo(json.dumps(result.record, ensure_ascii=False))
             continue
         found = ", ".join(f"{thing['label']} {thing['score']:.2f}" for thing in result.objects)
-        console.out.print(f"{result.image}: {found or result.record['text']} -> {result.picture_path}", markup=False)
+        console.out.print(f"{result.image}: {found or result.record['text']} -> {result.picture_path}")
 
 
 @app.command(

@@ -9,13 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
 from jobs.records import Observer, RecipeResult, StageRecord
 
 # Results go to stdout; everything about how it goes goes to stderr, so that output can be piped.
 # What users' files say is printed as it is: a class called "[/b]" is no markup.
 out = Console(highlight=False, markup=False)
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, markup=False)
 
 ROOMS = ("jobs", "pipelines", "padt", "serve")
 
@@ -26,7 +27,7 @@ _QUIET = ("ray._private.authentication", "alembic", "mlflow.store.db.utils")
 
 def set_up_logging(verbose: bool = False) -> None:
     """Show the log lines of this project's rooms on stderr, and of other libraries only warnings."""
-    handler = RichHandler(console=err, show_path=False, show_level=False, log_time_format="[%X]", markup=False)
+    handler = RichHandler(console=err, show_path=False, show_level=False, log_time_format="[%X]")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for room in ROOMS:
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -36,12 +37,12 @@ def set_up_logging(verbose: bool = False) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A table; columns whose name ends in ``>`` are right-aligned, numbers are written for people."""
+    """A table; columns ending in ``>`` are right-aligned, numbers are written for people, ``Text`` keeps its style."""
     drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
         drawn.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(number(value) for value in row))
+        drawn.add_row(*(value if isinstance(value, Text) else number(value) for value in row))
     return drawn
 
 
@@ -78,7 +79,7 @@ class StageLines(Observer):
         super().__init__(self._begin, self._end)
 
     def _begin(self, name: str, position: int, count: int) -> None:
-        err.rule(f"[bold]{position}/{count} {name}", align="left")
+        err.rule(Text(f"{position}/{count} {name}", "bold"), align="left")
 
     def _end(self, record: StageRecord) -> None:
         if record.skipped:

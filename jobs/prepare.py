@@ -71,7 +71,7 @@ class Telling:
     def __init__(self) -> None:
         self._bars = ExitStack()
         self._advance: Advance | None = None
-        self._rows = 0
+        self._images = self._done = 0
         self._say_read = every_few_seconds(lambda pieces: logger.info("read %s annotations", f"{pieces:,}"))
 
     def __enter__(self) -> "Telling":
@@ -88,14 +88,19 @@ class Telling:
         """Say what is about to be done, and begin to count."""
         log_plan(plan)
         self._bars.close()
-        self._rows = plan.images * plan.done // plan.shards if plan.shards else 0
-        self._advance = self._bars.enter_context(counting(plan.out, plan.images - self._rows, "images"))
+        self._images = plan.images
+        self._done = self._images_of(plan.done, plan.shards)
+        self._advance = self._bars.enter_context(counting(plan.out, plan.images - self._done, "images"))
 
     def progress(self, progress: Progress) -> None:
-        """Rows done so far."""
+        """Shards done so far, told as images: rejected ones are done as well, and the bar ends where it should."""
         assert self._advance is not None
-        self._advance(progress.rows_done - self._rows)
-        self._rows = progress.rows_done
+        done = self._images_of(progress.shards_done, progress.shards)
+        self._advance(done - self._done)
+        self._done = done
+
+    def _images_of(self, done: int, shards: int) -> int:
+        return self._images * done // shards if shards else 0
 
 
 def log_plan(plan: PlanSummary) -> None:

@@ -142,10 +142,7 @@ class PlanSummary:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a preparation is: shards and rows done (those of earlier runs included), and seconds since the start."""
+    """How far a preparation is: shards done, those of earlier runs included, and all shards."""
 
     shards_done: int
     shards: int
-    rows_done: int
-    rows: int
-    seconds: float

@@ -95,10 +95,15 @@ class Overlap:
         """Images that are the same by id or by bytes."""
         return self.shared["same_source_id"] + self.shared["same_bytes"]
 
-    def __str__(self) -> str:
+    @property
+    def finding(self) -> str:
+        """What is shared, in words that follow the name of the first set."""
         words = {"same_source_id": "by id", "same_bytes": "by bytes", "same_look": "by look"}
         how = ", ".join(f"{count:,} {words[name]}" for name, count in self.shared.items() if count)
-        return f"{self.name} shares {sum(self.shared.values()):,} images with {self.other} ({how or 'none'})"
+        return f"shares {sum(self.shared.values()):,} images with {self.other} ({how or 'none'})"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.finding}"
 
 
 @dataclass(frozen=True)

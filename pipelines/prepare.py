@@ -7,7 +7,6 @@ with the report and, last of all, the manifest. Killed at any moment, the same c
 import json
 import logging
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -257,7 +256,6 @@ def _free_bytes(folder: Folder) -> int | None:
 
 
 def _run(options, folder, plan, tasks, execute, on_plan, on_progress) -> dict[int, ShardResult]:
-    start = time.monotonic()
     results = {task.number: result for task in tasks if (result := finished(task)) is not None}
     left = [task for task in tasks if task.number not in results]
     summary = PlanSummary(
@@ -279,8 +277,7 @@ def _run(options, folder, plan, tasks, execute, on_plan, on_progress) -> dict[in
         for result in execute(left):
             results[result.number] = result
             if on_progress is not None:
-                rows = sum(each.rows for each in results.values())
-                on_progress(Progress(len(results), plan.shards, rows, plan.images, time.monotonic() - start))
+                on_progress(Progress(len(results), plan.shards))
     lost = [task.path for task in tasks if task.number not in results]
     if lost:
         raise UserError(f"{len(lost)} shards were not written (the first is {lost[0]}): run the command again.")

@@ -99,8 +99,11 @@ def main() -> None:
             kill_all(process.pid)
             process.wait()
             continue
+        killed = what
         if what == "worker":
-            os.kill(rng.choice(victims).pid, signal.SIGKILL)
+            victim = rng.choice(victims)
+            killed = f"worker {_title(victim)}"
+            os.kill(victim.pid, signal.SIGKILL)
         else:
             kill_all(process.pid)
         kills[what] += 1
@@ -116,7 +119,7 @@ def main() -> None:
         different += not same
         verdict = "identical" if same else "DIFFERENT"
         note = ", was already complete" if had_manifest else ""
-        print(f"{what} killed after {moment:.1f} s, started {again} times again{note}: {verdict}", flush=True)
+        print(f"{killed} killed after {moment:.1f} s, started {again} times again{note}: {verdict}", flush=True)
     shutil.rmtree(work)
     print(f"{kills['driver']} drivers and {kills['worker']} workers killed; {different} results differ")
     sys.exit(bool(different))

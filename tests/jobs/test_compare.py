@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import main
 from jobs.compare import run_compare, short_names
 from padt.errors import UserError
 
@@ -53,3 +54,12 @@ def test_bad_sources_are_named(tmp_path):
     (tmp_path / "a" / "metrics.json").write_text("[1]")
     with pytest.raises(UserError, match=r"is not an evaluation's metrics\.json"):
         run_compare([str(tmp_path / "a")])
+
+
+def test_the_best_is_emphasised_and_brackets_are_nobodys_markup(tmp_path, capsys):
+    # A style written as markup would stand in the cells as text; a folder called "[b]" must keep its name.
+    first = evaluation(tmp_path / "[b]first", {"eval/toy/gIoU": 0.5})
+    second = evaluation(tmp_path / "second", {"eval/toy/gIoU": 0.7})
+    assert main(["compare", first, second]) == 0
+    shown = capsys.readouterr().out
+    assert "[b]first" in shown and "0.700" in shown and "[bold]" not in shown
