@@ -14,11 +14,11 @@ from jobs.evaluate import answer
 from jobs.evaluation.answer import ModelAnswerer
 from jobs.evaluation.samples import EvalSet, open_eval_set
 from jobs.models import find_model
-from padt.calibration import ScoreCalibration, calibration_error, features_of, fit_calibration, quality_of
 from padt.errors import UserError
+from padt.inference.calibration import ScoreCalibration, calibration_error, features_of, fit_calibration, quality_of
+from padt.inference.predict import GenerationSettings
 from padt.metrics.detect import TrueImage, score_detect
 from padt.metrics.records import FoundObject
-from padt.prediction import GenerationSettings
 
 CONFIG_FILE = "config.json"
 

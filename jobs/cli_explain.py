@@ -38,7 +38,7 @@ def explain(
 
     request = make_request(detect, refer, caption, ask)
 
-    from padt.prediction import GenerationSettings
+    from padt.inference.predict import GenerationSettings
 
     result = run_explain(
         model,

@@ -35,7 +35,7 @@ def evaluate(
 ) -> None:
     """Measure a model on a prepared set: REC and RES by sentence, detection and captions by image."""
     from jobs.evaluate import run_evaluate
-    from padt.prediction import GenerationSettings
+    from padt.inference.predict import GenerationSettings
 
     result = run_evaluate(
         model,
@@ -109,7 +109,7 @@ def predict(
 
     request = make_request(detect, refer, caption, ask)
 
-    from padt.prediction import GenerationSettings
+    from padt.inference.predict import GenerationSettings
 
     results = run_predict(
         model,

@@ -111,7 +111,7 @@ def _prepare(
     **options: Any,
 ) -> None:
     from jobs.prepare import run_prepare, set_facts
-    from padt.image import ResizePolicy
+    from padt.data.image import ResizePolicy
     from pipelines.prepare import PrepareOptions
 
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from padt.data.tasks import TASKS
+from padt.data.vrt import VRTRule
 from padt.errors import UserError
-from padt.tasks import TASKS
-from padt.vrt import VRTRule
 
 
 class Section(BaseModel):
@@ -118,7 +118,7 @@ class DataConfig(Section):
 
 
 class TaskConfig(Section):
-    """Draws of prompts and answers: see ``padt.tasks.TaskOptions``. Class names come from each set's manifest."""
+    """Draws of prompts and answers: see ``padt.data.tasks.TaskOptions``. Class names come from each set's manifest."""
 
     vrt_rule: VRTRule = "random"
     num_vrts: int = Field(default=5, ge=1)
@@ -206,7 +206,7 @@ class TrainedParts(Section):
 
 
 class LoraConfig(Section):
-    """LoRA on the language model: see ``padt.adapters.LoraSettings``. Its other weights are frozen then.
+    """LoRA on the language model: see ``padt.checkpoints.lora.LoraSettings``. Its other weights are frozen then.
 
     Attributes:
         rank: inner width of the updates.
@@ -269,7 +269,7 @@ class TrainConfig(Section):
         train: which parts are trained.
         lora: low-rank adapters in place of training the language model whole. The stage then leaves ``adapter/`` beside
             ``model/``, which holds the merged weights.
-        loss: fields of ``padt.losses.LossSettings``.
+        loss: fields of ``padt.model.losses.LossSettings``.
         zero_stage: DeepSpeed ZeRO stage.
         workers: training processes; each holds one GPU if ``gpu`` is set.
         gradient_checkpointing: parts that trade a second forward pass for memory.
@@ -327,7 +327,7 @@ class TrainConfig(Section):
         return dict.fromkeys(RecomputeConfig.model_fields, value) if isinstance(value, bool) else value
 
     def trained_parts(self) -> dict[str, bool]:
-        """Part of the model -> whether its own weights are trained (``padt.adapters.set_trainable``)."""
+        """Part of the model -> whether its own weights are trained (``padt.checkpoints.lora.set_trainable``)."""
         return {**self.train.model_dump(), "language": self.train.language and self.lora is None}
 
     def result_hash(self) -> str:

@@ -141,7 +141,7 @@ def held_out_questions(data_url: str, folder: Path) -> list[Asked]:
 
 def _predict(model: str, questions: Sequence[Asked]) -> list[Path]:
     from jobs.predict import make_request, run_predict
-    from padt.prediction import GenerationSettings
+    from padt.inference.predict import GenerationSettings
 
     pictures = []
     settings = GenerationSettings(max_new_tokens=_MAX_NEW_TOKENS)

@@ -1,11 +1,11 @@
-"""From predictions as JSON to objects that ``padt.draw`` draws. Needs nothing but the model library."""
+"""From predictions as JSON to objects that ``padt.drawing.objects`` draws. Needs nothing but the model library."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from padt.draw import DrawnObject
-from padt.lettering import readable as readable
-from padt.rle import decode
+from padt.data.rle import decode
+from padt.drawing.objects import DrawnObject
+from padt.drawing.text import readable as readable
 
 
 def found_objects(prediction: Mapping[str, Any], image: int = 0) -> list[DrawnObject]:

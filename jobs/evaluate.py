@@ -19,7 +19,7 @@ from jobs.storage import filesystem
 from padt.errors import UserError
 
 if TYPE_CHECKING:
-    from padt.prediction import GenerationSettings
+    from padt.inference.predict import GenerationSettings
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +157,8 @@ def _model(
     max_new_tokens: int | None,
     load_options: dict[str, Any],
 ) -> tuple[ModelAnswerer, str | None]:
-    from padt.loading import load_processor
-    from padt.prediction import GenerationSettings
+    from padt.checkpoints.loading import load_processor
+    from padt.inference.predict import GenerationSettings
 
     mismatch = policy_mismatch(load_processor(path).policy, data.manifest)
     chosen = settings or GenerationSettings()

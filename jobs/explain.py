@@ -13,7 +13,7 @@ from jobs.models import find_model
 from jobs.predict import open_picture, out_folder, save_picture, save_record
 
 if TYPE_CHECKING:
-    from padt.prediction import GenerationSettings, Request
+    from padt.inference.predict import GenerationSettings, Request
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def run_explain(
     Raises:
         UserError: the picture or the model cannot be used, or ``out_dir`` is a file.
     """
-    from padt.explain import explain
-    from padt.heat import draw_nearest_sheet, draw_object_sheet
-    from padt.loading import load_model
+    from padt.checkpoints.loading import load_model
+    from padt.drawing.heatmap import draw_nearest_sheet, draw_object_sheet
+    from padt.inference.explain import explain
 
     out = out_folder(out_dir)
     picture = open_picture(str(image))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from jobs.models import find_model
 
 if TYPE_CHECKING:
-    from padt.exporting import ExportLayout, ExportResult
+    from padt.checkpoints.export import ExportLayout, ExportResult
 
 
 def run_export(
@@ -29,6 +29,6 @@ def run_export(
     Raises:
         UserError: the model cannot be found or exported, or the output folder exists.
     """
-    from padt.exporting import export
+    from padt.checkpoints.export import export
 
     return export(find_model(model, tracking_uri).path, out, to, max_shard_size=max_shard_size)

@@ -8,13 +8,13 @@ from jobs.config import TrainConfig
 from padt.errors import UserError
 
 if TYPE_CHECKING:
-    from padt.card import ModelFacts
+    from padt.pretrained.model_card import ModelFacts
     from pipelines.schedule import Plan
 
 
 def training_facts(config: TrainConfig, plan: "Plan", steps: int) -> "ModelFacts":
     """Base model, data sets with their fingerprints, and the settings that matter, of a finished training."""
-    from padt.card import ModelFacts, base_name, read_facts
+    from padt.pretrained.model_card import ModelFacts, base_name, read_facts
 
     mixture = plan.mixture
     before = read_facts(config.model)
@@ -36,8 +36,8 @@ def training_facts(config: TrainConfig, plan: "Plan", steps: int) -> "ModelFacts
 
 def note_scores(folder: Path, scores: Mapping[str, float], data: Mapping[str, str]) -> bool:
     """Write an evaluation's scores into the card of a model folder; False where the folder cannot be written to."""
-    from padt.card import add_scores
-    from padt.loading import load_config
+    from padt.checkpoints.loading import load_config
+    from padt.pretrained.model_card import add_scores
 
     if not scores:
         return False

@@ -19,14 +19,14 @@ from jobs.config import LoraConfig, TrainConfig
 from jobs.deepspeed_config import build_engine
 from jobs.optimizer import learning_rate, set_learning_rate
 from jobs.progress import Record
+from padt.data.tasks import TaskOptions
 from padt.errors import UserError
-from padt.losses import LossSettings
-from padt.tasks import TaskOptions
+from padt.model.losses import LossSettings
 from pipelines.reader import ReaderOptions, TrainingReader
 from pipelines.schedule import Plan
 
 if TYPE_CHECKING:
-    from padt.adapters import LoraSettings
+    from padt.checkpoints.lora import LoraSettings
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def load_for_training(config: TrainConfig, device: torch.device) -> tuple[Any, A
     Raises:
         UserError: the model does not load, or the configuration names adapters or parts that it cannot have.
     """
-    from padt.loading import load_model, load_processor
+    from padt.checkpoints.loading import load_model, load_processor
 
     processor = load_processor(config.model)
     torch.manual_seed(config.seed)
@@ -169,7 +169,7 @@ def training_dtype(config: TrainConfig) -> torch.dtype:
 
 def prepare_for_training(model: Any, config: TrainConfig, *, empty_adapters: bool = False) -> None:
     """Attach adapters, freeze what is not trained, and switch gradient checkpointing, as a configuration says."""
-    from padt.adapters import attach, reset, set_trainable
+    from padt.checkpoints.lora import attach, reset, set_trainable
     from padt.model.checkpointing import set_checkpointing
 
     if config.lora is not None:
@@ -186,7 +186,7 @@ def prepare_for_training(model: Any, config: TrainConfig, *, empty_adapters: boo
 
 def lora_settings(config: LoraConfig) -> "LoraSettings":
     """The model library's settings of a ``lora`` section."""
-    from padt.adapters import LINEAR_TARGETS, LoraSettings
+    from padt.checkpoints.lora import LINEAR_TARGETS, LoraSettings
 
     targets = tuple(config.targets or LINEAR_TARGETS)
     return LoraSettings(rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=targets)
@@ -378,8 +378,8 @@ class Session:
         """
         from jobs.facts import training_facts
         from jobs.sharded import gather_weights, whole_model
-        from padt.adapters import merge, save_adapter
-        from padt.loading import save_model
+        from padt.checkpoints.loading import save_model
+        from padt.checkpoints.lora import merge, save_adapter
 
         config = self.job.config
         weights = gather_weights(self.engine.module, self.rank) if config.zero_stage == 3 else None

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padt.errors import UserError
-from padt.hub import is_hub_id
-from padt.hub import model_folder as hub_folder
+from padt.pretrained.hub import is_hub_id
+from padt.pretrained.hub import model_folder as hub_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -69,7 +69,7 @@ def set_learning_rate(optimizer: Any, rate: float, scales: list[float]) -> None:
 
 def _expression(pattern: str) -> str:
     """The regular expression of a pattern: a part of the model stands for all of its parameters."""
-    from padt.adapters import PARTS
+    from padt.checkpoints.lora import PARTS
 
     return f"^({'|'.join(re.escape(prefix) for prefix in PARTS[pattern])})" if pattern in PARTS else pattern
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.models import find_model
+from padt.data.image import check_shape, open_image
 from padt.errors import UserError
-from padt.image import check_shape, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from padt.prediction import GenerationSettings, Request
+    from padt.inference.predict import GenerationSettings, Request
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def make_request(
             f'Ask for one thing at a time ({", ".join(given) or "nothing is given"}): --detect "cat,dog", --refer '
             '"the red car", --caption or --ask "...".'
         )
-    from padt.prediction import caption_request, detect_request, refer_request, text_request
+    from padt.inference.predict import caption_request, detect_request, refer_request, text_request
 
     if detect is not None:
         names = detect.split(",") if isinstance(detect, str) else list(detect)
@@ -109,8 +109,8 @@ def run_predict(
     Raises:
         UserError: a picture or the model cannot be used, or the request is blank.
     """
-    from padt.loading import load_model
-    from padt.prediction import GenerationSettings, predict
+    from padt.checkpoints.loading import load_model
+    from padt.inference.predict import GenerationSettings, predict
 
     paths = [str(image) for image in ([images] if isinstance(images, str | os.PathLike) else images)]
     if not paths:
@@ -185,7 +185,7 @@ def save_record(record: Mapping[str, Any], path: Path) -> None:
 
 def _draw(picture: "Image.Image", record: Mapping[str, Any], image: int) -> "Image.Image":
     from jobs.drawing import found_objects, readable
-    from padt.draw import draw_objects
+    from padt.drawing.objects import draw_objects
 
     grid = tuple(record["images"][image]["grid"])
     return draw_objects(picture, found_objects(record, image), grid=grid, caption=readable(record["text"]))

@@ -17,10 +17,10 @@ from transformers.initialization import no_init_weights
 
 from jobs.config import TrainConfig
 from jobs.deepspeed_config import deepspeed_config, prepare_deepspeed
-from padt.adapters import is_adapter_folder, reset
+from padt.checkpoints.lora import is_adapter_folder, reset
 from padt.errors import UserError
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.weights import StoredTensor, check_weights, read_tensor, read_tensors, stored_name
+from padt.pretrained.weights import StoredTensor, check_weights, read_tensor, read_tensors, stored_name
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 def skeleton(config: TrainConfig, device: torch.device) -> PaDTForConditionalGeneration:
     """The model of a configuration with adapters attached and parts frozen, all of it on the meta device."""
     from jobs.loop import prepare_for_training, training_dtype
-    from padt.loading import load_config, resolve_attention
+    from padt.checkpoints.loading import load_config, resolve_attention
 
     model_config, _ = load_config(config.model)
     attention = resolve_attention(config.attn_implementation, device)
@@ -51,7 +51,7 @@ def load_partitioned(config: TrainConfig, device: torch.device) -> PaDTForCondit
     """
     import deepspeed
 
-    from padt.loading import load_config
+    from padt.checkpoints.loading import load_config
 
     if is_adapter_folder(config.model):
         raise UserError(

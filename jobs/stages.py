@@ -168,7 +168,7 @@ class EvaluateStage(Stage):
         limit: only the first so many images.
         batch_size: questions answered together.
         workers: Ray actors that answer; 0 = this process.
-        max_new_tokens, num_beams, forbid_repeats: how to generate, see ``padt.prediction.GenerationSettings``.
+        max_new_tokens, num_beams, forbid_repeats: how to generate, see ``padt.inference.predict.GenerationSettings``.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -185,7 +185,7 @@ class EvaluateStage(Stage):
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.evaluate.run_evaluate``."""
         from jobs.evaluate import run_evaluate
-        from padt.prediction import GenerationSettings
+        from padt.inference.predict import GenerationSettings
 
         result = run_evaluate(
             self.model,

@@ -24,18 +24,18 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from padt.batch import Batch, EncodedSample, collate
-from padt.config import PaDTConfig
-from padt.conversation import Turn, question
-from padt.image import ResizePolicy
-from padt.loading import load_model, save_model
-from padt.losses import LossSettings
+from padt.checkpoints.loading import load_model, save_model
+from padt.data.collate import Batch, EncodedSample, collate
+from padt.data.conversation import Turn, question
+from padt.data.image import ResizePolicy
+from padt.data.patches import coverage_of_rle, foreground
+from padt.data.processor import PaDTProcessor, image_processor
+from padt.data.rle import encode
+from padt.data.tasks import Group, ObjectTarget, Sample, refer_prompt
+from padt.data.vrt import choose_vrts
+from padt.model.losses import LossSettings
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.patches import coverage_of_rle, foreground
-from padt.processor import PaDTProcessor, image_processor
-from padt.rle import encode
-from padt.tasks import Group, ObjectTarget, Sample, refer_prompt
-from padt.vrt import choose_vrts
+from padt.pretrained.config import PaDTConfig
 from pipelines.toy.config import toy_config
 from pipelines.toy.language import choose_expressions, plain_turns
 from pipelines.toy.scenes import SCENE_SIZES, Scene, SceneOptions, Shape, draw_scene

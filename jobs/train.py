@@ -15,8 +15,8 @@ from jobs.models import resolve_model
 from jobs.progress import Courier, Mailbox, Record, RunLog
 from jobs.ray_session import ray_session
 from jobs.tracking import TrackedRun, start_run
+from padt.data.tasks import TaskOptions
 from padt.errors import UserError
-from padt.tasks import TaskOptions
 from pipelines.augment import AugmentOptions
 from pipelines.batching import Batching
 from pipelines.manifest import open_set
@@ -113,7 +113,7 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
         UserError: model folder or data set missing or not fitting.
     """
     from jobs.loop import lora_settings, loss_settings
-    from padt.loading import load_processor
+    from padt.checkpoints.loading import load_processor
 
     loss_settings(config)
     if config.lora is not None:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from padt.data.image import MAX_ASPECT_RATIO, PATCH, ResizePolicy, open_image
+from padt.data.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
+from padt.data.rle import area, bounds, crop, mirror
 from padt.errors import UserError
-from padt.image import MAX_ASPECT_RATIO, PATCH, ResizePolicy, open_image
-from padt.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
-from padt.rle import area, bounds, crop, mirror
 from pipelines.mirror import mirror_text
 
 Row = dict[str, Any]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from padt.conversation import ImagePlace, Turn
-from padt.tasks import Sample, TaskOptions, render
+from padt.data.conversation import ImagePlace, Turn
+from padt.data.tasks import Sample, TaskOptions, render
 from pipelines.augment import augment
 from pipelines.mixture import SampleRef
 from pipelines.negatives import absent_classes, absent_reference

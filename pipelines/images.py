@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from padt.data.image import DEFAULT_PIXEL_BUDGET, UNREADABLE, image_formats
 from padt.errors import ImageError, UserError
-from padt.image import DEFAULT_PIXEL_BUDGET, UNREADABLE, image_formats
 from pipelines.archives import archive_url
 from pipelines.hashes import look_hash
 from pipelines.storage import is_local, reaching, read_file, resolve

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from padt.data.image import ResizePolicy
 from padt.errors import UserError
-from padt.image import ResizePolicy
 from pipelines.manifest import open_set
 
 Result = TypeVar("Result")

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from padt.draw import contact_sheet
+from padt.drawing.objects import contact_sheet
 from padt.errors import UserError
 from pipelines.describe import Section, describe
 from pipelines.exclude import load_compared

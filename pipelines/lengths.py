@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from padt.tasks import CAPTION_PROMPT, NO_OBJECTS, TaskOptions, detect_prompt, refer_prompt
+from padt.data.tasks import CAPTION_PROMPT, NO_OBJECTS, TaskOptions, detect_prompt, refer_prompt
 from pipelines.index import SetIndex, bit_counts, counts, flat, map_shards, sums
 
 _COLUMNS = [

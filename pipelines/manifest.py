@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
+from padt.data.image import ResizePolicy
 from padt.errors import UserError
-from padt.image import ResizePolicy
 from pipelines.schema import REJECT_KINDS, SCHEMA_VERSION
 from pipelines.storage import Folder
 

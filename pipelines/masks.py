@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from padt import rle
+from padt.data import rle
 
 # A polygon may leave its image a little; one that leaves it by this many image sides is damaged, and tracing it would
 # take memory by the length of its edges.

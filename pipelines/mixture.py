@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
+from padt.data.tasks import GROUNDED_TASKS, TASKS
 from padt.errors import UserError
-from padt.tasks import GROUNDED_TASKS, TASKS
 from pipelines.index import SetIndex, positions
 from pipelines.manifest import Manifest
 from pipelines.order import stream

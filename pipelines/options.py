@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from padt.data.image import ResizePolicy
 from padt.errors import UserError
-from padt.image import ResizePolicy
 from pipelines.sources.base import Source
 from pipelines.sources.coco import CocoSource
 from pipelines.sources.messages import MessagesSource

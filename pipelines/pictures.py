@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from padt import rle
-from padt.draw import DrawnObject, contact_sheet, draw_objects
-from padt.image import open_image
-from padt.patches import unpack_patches
+from padt.data import rle
+from padt.data.image import open_image
+from padt.data.patches import unpack_patches
+from padt.drawing.objects import DrawnObject, contact_sheet, draw_objects
 from pipelines.images import read_image
 
 _NO_PICTURE = (640, 32)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from padt.data.image import ResizePolicy
 from padt.errors import ImageError, UserError
-from padt.image import ResizePolicy
 from pipelines.images import ImageFolders
 from pipelines.rows import piece_ids
 from pipelines.sources.base import Header, ImageEntry, Piece, Reject, Source

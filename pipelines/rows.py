@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from padt import rle
+from padt.data import rle
+from padt.data.image import ResizePolicy
+from padt.data.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
 from padt.errors import ImageError
-from padt.image import ResizePolicy
-from padt.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
 from pipelines.hashes import content_hash
 from pipelines.images import Measured, measure
 from pipelines.masks import MaskError, mask_of

@@ -9,9 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
+from padt.data.image import ResizePolicy
+from padt.data.tasks import TASKS, TaskOptions
 from padt.errors import UserError
-from padt.image import ResizePolicy
-from padt.tasks import TASKS, TaskOptions
 from pipelines.augment import AugmentOptions
 from pipelines.batching import Batching, EpochBatches, budget_batches, fixed_batches
 from pipelines.index import SetIndex, load_index

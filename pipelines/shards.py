@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from padt.data.patches import unpack_patches
 from padt.errors import ImageError
-from padt.patches import unpack_patches
 from pipelines.exclude import Exclusion
 from pipelines.hashes import content_hash, source_id
 from pipelines.images import ImagesAhead, measure

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from ray import serve
 
+from padt.data.tasks import CAPTION_PROMPT
 from padt.errors import UserError
-from padt.tasks import CAPTION_PROMPT
 from serve.settings import AppArgs
 
 logger = logging.getLogger("ray.serve")
@@ -45,7 +45,7 @@ class Outcome:
 
 def answer_jobs(model: Any, jobs: list[Job]) -> list[Outcome]:
     """Answer jobs together, as far as their settings agree; a job that is refused does not spoil the others."""
-    from padt.prediction import GenerationSettings, Request, predict
+    from padt.inference.predict import GenerationSettings, Request, predict
 
     by_settings: dict[GenerationSettings, list[int]] = defaultdict(list)
     for index, job in enumerate(jobs):

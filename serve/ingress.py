@@ -14,8 +14,8 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from padt import __version__
+from padt.data.tasks import CAPTION_PROMPT, detect_prompt, refer_prompt
 from padt.errors import UserError
-from padt.tasks import CAPTION_PROMPT, detect_prompt, refer_prompt
 from serve.engine import Job, Outcome
 from serve.reading import RequestError, read_image, read_request
 from serve.schemas import (
@@ -94,7 +94,7 @@ def to_job(question: Question, image: Image.Image, args: AppArgs) -> Job:
 def to_response(
     name: str, question: Question, prediction: dict[str, Any], milliseconds: dict[str, float]
 ) -> PredictResponse:
-    """A prediction (``padt.prediction.Prediction.to_dict``) as the body of an answer."""
+    """A prediction (``padt.inference.predict.Prediction.to_dict``) as the body of an answer."""
     kept = {key: prediction[key] for key in ("text", "width", "height", "grid", "truncated", "warnings")}
     return PredictResponse(
         model=name,

@@ -11,8 +11,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from padt.data.image import open_image
 from padt.errors import ImageError
-from padt.image import open_image
 from serve.schemas import PredictRequest, Question
 
 _STATUS_OF_IMAGE_REASON = {"image_too_large": 413}

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.evaluation.samples import EvalSample
+from padt.data.image import open_image
+from padt.data.tasks import GROUNDED_TASKS
 from padt.errors import ImageError, UserError
-from padt.image import open_image
-from padt.tasks import GROUNDED_TASKS
 from pipelines.index import SetIndex, load_index
 from pipelines.reader import RowReader
 
@@ -33,7 +33,7 @@ class ModelAnswerer:
     Attributes:
         path: local model folder (on every machine that takes part).
         class_names: classes that detection asks for, all in one prompt.
-        settings: ``padt.prediction.GenerationSettings``.
+        settings: ``padt.inference.predict.GenerationSettings``.
         options: further arguments of ``padt.load_model``, such as ``device``.
     """
 
@@ -44,8 +44,8 @@ class ModelAnswerer:
 
     def load(self) -> Answerer:
         """Load the model."""
-        from padt.loading import load_model
-        from padt.prediction import caption_request, detect_request, predict, refer_request
+        from padt.checkpoints.loading import load_model
+        from padt.inference.predict import caption_request, detect_request, predict, refer_request
 
         model = load_model(self.path, **self.options)
 

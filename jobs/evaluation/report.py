@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from jobs.evaluation.samples import EvalSample, EvalSet, pixel_box
+from padt.data.image import open_image
+from padt.data.patches import unpack_patches
+from padt.data.rle import decode
 from padt.errors import ImageError
-from padt.image import open_image
 from padt.metrics.caption import CaptionAnswer, score_captions
 from padt.metrics.detect import score_detect
 from padt.metrics.records import FoundObject, Scores
 from padt.metrics.refer import score_refer, score_refer_released
-from padt.patches import unpack_patches
-from padt.rle import decode
 from pipelines.reader import RowReader
 from pipelines.storage import Folder
 
@@ -120,7 +120,7 @@ def contact_sheet_of(data: EvalSet, records: Sequence[Mapping[str, Any]], pictur
         A Pillow image, or None where no sample can be drawn.
     """
     from jobs.drawing import found_objects, readable
-    from padt.draw import contact_sheet, draw_objects
+    from padt.drawing.objects import contact_sheet, draw_objects
 
     by_id = {record["id"]: record for record in records}
     reader = RowReader(data.index)
@@ -143,7 +143,7 @@ def contact_sheet_of(data: EvalSet, records: Sequence[Mapping[str, Any]], pictur
 
 
 def _true_objects(row: Mapping[str, Any], sample: EvalSample) -> list[Any]:
-    from padt.draw import DrawnObject
+    from padt.drawing.objects import DrawnObject
 
     chosen = range(len(row["objects"]))
     if sample.task == "refer":

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from padt.data.image import ResizePolicy
+from padt.data.tasks import GROUNDED_TASKS
 from padt.errors import UserError
-from padt.image import ResizePolicy
 from padt.metrics.caption import CaptionTarget
 from padt.metrics.detect import TrueImage, TrueObject
 from padt.metrics.refer import ReferTarget
-from padt.tasks import GROUNDED_TASKS
 from pipelines.index import SetIndex, load_index
 from pipelines.manifest import Manifest, open_set
 from pipelines.schema import IMAGE_COLUMNS, OPTIONAL_COLUMNS, SHARD_SCHEMA

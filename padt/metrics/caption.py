@@ -56,7 +56,7 @@ class CaptionAnswer:
 
     @classmethod
     def from_prediction(cls, prediction: Any) -> "CaptionAnswer":
-        """Take a ``padt.prediction.Prediction``."""
+        """Take a ``padt.inference.predict.Prediction``."""
         return cls(prediction.text, tuple(prediction.objects), len(prediction.token_ids), prediction.truncated)
 
 

@@ -9,7 +9,7 @@ from padt.metrics.overlap import RLE, Box
 
 
 class ObjectLike(Protocol):
-    """What a metric needs of a predicted object (``padt.prediction.PredictedObject`` has it)."""
+    """What a metric needs of a predicted object (``padt.inference.predict.PredictedObject`` has it)."""
 
     @property
     def label(self) -> str:

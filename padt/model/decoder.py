@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from padt.config import VLDecoderConfig
 from padt.model.decoder_block import Rotary, SharedProjections, TwoWayBlock
 from padt.model.image_map import ImageMap, Projection, RMSNorm
 from padt.model.vision import ImageFeatures, pad_images
+from padt.pretrained.config import VLDecoderConfig
 
 BOX, SCORE, MASK, NUM_TOKENS = 0, 1, 2, 3
 # Values that the attentions of one object hold at a time, for each item and each of ``heads x tokens``: coefficients of

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
 
-from padt.config import VLDecoderConfig
 from padt.model.image_map import HeadInput, HeadOutput, ImageMap, Mixture, Projection, RMSNorm
+from padt.pretrained.config import VLDecoderConfig
 
 Rotary = tuple[Tensor, Tensor]
 

@@ -9,20 +9,20 @@ from transformers import Cache, GenerationMixin, Qwen2_5_VLForConditionalGenerat
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from padt.batch import Batch
-from padt.config import PaDTConfig, VLDecoderConfig
+from padt.data.collate import Batch
 from padt.errors import UserError
-from padt.losses import LossSettings, box_losses, mask_losses, score_loss, token_loss
 from padt.model.decoder import ObjectDecoder
 from padt.model.head import DynamicVocabularyHead
+from padt.model.losses import LossSettings, box_losses, mask_losses, score_loss, token_loss
 from padt.model.outputs import PaDTOutput, StateRecorder
 from padt.model.vision import ImageFeatures, encode_images, normalize_pixels, pad_images
+from padt.pretrained.config import PaDTConfig, VLDecoderConfig
 
 if TYPE_CHECKING:
-    from padt.generation import GenerationSettings
-    from padt.requests import Request
-    from padt.results import Prediction
-    from padt.streaming import StreamEvent
+    from padt.inference.generation import GenerationSettings
+    from padt.inference.requests import Request
+    from padt.inference.results import Prediction
+    from padt.inference.stream import StreamEvent
 
 
 class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -49,14 +49,14 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As transformers', for folders of every layout and strict about every key; see ``padt.loading``."""
-        from padt.loading import load_strictly
+        """As transformers', for folders of every layout, strict about every key: see ``padt.checkpoints.loading``."""
+        from padt.checkpoints.loading import load_strictly
 
         return load_strictly(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
         """As transformers', with the processor (where there is one) and a model card beside the weights."""
-        from padt.loading import register, save_beside
+        from padt.checkpoints.loading import register, save_beside
 
         # The names of stored tensors follow from what transformers knows of this class.
         register()
@@ -333,16 +333,16 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         requests: "str | Request | Sequence[str | Request]",
         settings: "GenerationSettings | None" = None,
     ) -> "list[Prediction]":
-        """Answer requests about pictures; see :func:`padt.prediction.predict`."""
-        from padt.prediction import predict
+        """Answer requests about pictures; see :func:`padt.inference.predict.predict`."""
+        from padt.inference.predict import predict
 
         return predict(self, images, requests, settings)
 
     def stream(
         self, images: Any, request: "str | Request", settings: "GenerationSettings | None" = None, vrts: bool = False
     ) -> "Iterator[StreamEvent]":
-        """Answer one request bit by bit; see :func:`padt.streaming.stream`."""
-        from padt.streaming import stream
+        """Answer one request bit by bit; see :func:`padt.inference.stream.stream`."""
+        from padt.inference.stream import stream
 
         return stream(self, images, request, settings, vrts)
 

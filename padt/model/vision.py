@@ -53,7 +53,7 @@ def normalize_pixels(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tens
     """Turn stored patches into the vision tower's input.
 
     Args:
-        pixels: uint8 ``(vit_patches, 3, 14, 14)``, merge blocks in raster order (``padt.batch.cut_patches``).
+        pixels: uint8 ``(vit_patches, 3, 14, 14)``, merge blocks in raster order (``padt.data.collate.cut_patches``).
         dtype: of the result.
 
     Returns:

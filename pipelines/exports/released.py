@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from padt.patches import unpack_patches
-from padt.tasks import CAPTION_PROMPT, NO_OBJECTS, detect_prompt, refer_prompt
+from padt.data.patches import unpack_patches
+from padt.data.tasks import CAPTION_PROMPT, NO_OBJECTS, detect_prompt, refer_prompt
 from pipelines.exports.base import Exported, ExportedSet, id_of, write_lines
 from pipelines.storage import Folder
 

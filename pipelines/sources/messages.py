@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from padt.conversation import IMAGE_MARKER, ConversationError, ImagePlace, read_chat, read_messages
+from padt.data.conversation import IMAGE_MARKER, ConversationError, ImagePlace, read_chat, read_messages
 from padt.errors import UserError
 from pipelines.jsonstream import stream_records
 from pipelines.sources.base import Header, ImageEntry, Piece, Reject, identifier, is_file_name

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from padt.data.image import ResizePolicy
 from padt.errors import UserError
-from padt.image import ResizePolicy
 from pipelines.manifest import Manifest
 from pipelines.prepare import Execute, PlanSummary, PrepareOptions, Progress, prepare
 from pipelines.storage import is_local, resolve

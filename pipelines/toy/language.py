@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from padt.tasks import CAPTION_PROMPT
+from padt.data.tasks import CAPTION_PROMPT
 from pipelines.toy.scenes import COLOURS, KINDS, Scene, Shape
 
 CLEAR_MARGIN = 8.0

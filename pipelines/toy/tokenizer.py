@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from padt.patches import pack_patches
-from padt.tasks import GROUNDED_TASKS, NO_OBJECTS, Sample, TaskOptions, render
+from padt.data.patches import pack_patches
+from padt.data.tasks import GROUNDED_TASKS, NO_OBJECTS, Sample, TaskOptions, render
 from pipelines.toy.language import NUMBER_WORDS, grounded_captions, plain_turns, referring_expressions
 from pipelines.toy.scenes import CATEGORY_NAMES, COLOURS, KINDS, SIZES, Scene, draw_scene, scene_rng
 

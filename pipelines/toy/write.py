@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from padt import rle
+from padt.data import rle
 from padt.errors import UserError
 from pipelines.toy.language import choose_expressions, grounded_captions
 from pipelines.toy.scenes import CATEGORY_NAMES, Scene, SceneOptions, draw_scene, scene_rng

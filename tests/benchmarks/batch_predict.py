@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.batch_predict
 
-Whole predictions through ``padt.prediction.predict``: pictures of 112x140 pixels, a referring sentence, 64 new tokens
+Whole predictions through ``padt.inference.predict``: pictures of 112x140 pixels, a referring sentence, 64 new tokens
 over 151,936 rows and the patches, objects decoded with their masks. A step of one request reads every weight for a
 single row; a step of a batch reads them once for all.
 """
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from padt.image import ResizePolicy
+from padt.data.image import ResizePolicy
+from padt.data.processor import PaDTProcessor, image_processor
+from padt.inference.predict import GenerationSettings, Prediction, predict, refer_request
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.prediction import GenerationSettings, Prediction, predict, refer_request
-from padt.processor import PaDTProcessor, image_processor
 from pipelines.toy.tokenizer import CHAT_TEMPLATE
 from tests.benchmarks.measure import Ratio, interleaved
 from tests.benchmarks.models import VOCABULARY, bench_config

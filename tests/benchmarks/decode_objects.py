@@ -16,12 +16,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from padt.config import VLDecoderConfig
-from padt.grounding import mask_rle
+from padt.inference.grounding import mask_rle
 from padt.model.decoder import ObjectDecoder
 from padt.model.vision import ImageFeatures
+from padt.pretrained.config import VLDecoderConfig
 from tests.benchmarks.measure import interleaved
-from tests.padt.plain_decoder import decode_plainly
+from tests.padt.model.plain_decoder import decode_plainly
 
 GRID, PICTURE = (34, 46), (476, 644)
 STATES, VRTS = 2048, 5

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from padt.config import PaDTConfig
 from padt.model.modeling import PaDTForConditionalGeneration
+from padt.pretrained.config import PaDTConfig
 
 VOCABULARY = 151_936
 IMAGE_TOKEN = 151_655

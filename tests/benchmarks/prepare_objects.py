@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from padt.image import PATCH, ResizePolicy
-from padt.patches import unpack_patches
+from padt.data.image import PATCH, ResizePolicy
+from padt.data.patches import unpack_patches
 from pipelines.rows import RowContext, build_row
 from pipelines.sources.base import ImageEntry, Piece
 from tests.benchmarks.measure import interleaved

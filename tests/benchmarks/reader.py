@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from padt.image import ResizePolicy
-from padt.loading import load_processor
-from padt.patches import coverage_of_rle, foreground, pack_patches
-from padt.rle import encode
-from padt.tasks import TaskOptions
+from padt.checkpoints.loading import load_processor
+from padt.data.image import ResizePolicy
+from padt.data.patches import coverage_of_rle, foreground, pack_patches
+from padt.data.rle import encode
+from padt.data.tasks import TaskOptions
 from pipelines.augment import AugmentOptions
 from pipelines.mixture import SetSpec
 from pipelines.reader import ReaderOptions, SampleSource, TrainingReader

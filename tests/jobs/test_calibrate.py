@@ -10,8 +10,8 @@ import torch
 from jobs.calibrate import run_calibrate
 from jobs.config import TrainConfig, build_config
 from jobs.loop import load_for_training
-from padt.config import PaDTConfig
 from padt.errors import UserError
+from padt.pretrained.config import PaDTConfig
 from tests.jobs.oracle import predict_truth
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.mini_set import write_mini_set

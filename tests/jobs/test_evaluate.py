@@ -9,14 +9,14 @@ from jobs.evaluate import answer, run_evaluate
 from jobs.evaluation.answer import batches, collect, windows
 from jobs.evaluation.report import score_records
 from jobs.evaluation.samples import open_eval_set, policy_mismatch
+from padt.data.image import ResizePolicy
 from padt.errors import UserError
-from padt.image import ResizePolicy
 from padt.metrics.detect import score_detect
 from pipelines.prepare import PrepareOptions, prepare
 from pipelines.shards import write_shard
 from tests.jobs.oracle import Oracle
 from tests.jobs.tiny_model import write_tiny_model
-from tests.padt.test_metrics_detect import coco_truth, jittered
+from tests.padt.metrics.test_detect import coco_truth, jittered
 from tests.pipelines.mini_set import scene_row, write_mini_set, write_set
 
 pytest.importorskip("faster_coco_eval")

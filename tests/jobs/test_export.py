@@ -9,9 +9,9 @@ from jobs.cli import main
 from jobs.config import TrainConfig
 from jobs.export import run_export
 from jobs.facts import note_scores, training_facts
-from padt.card import CARD, ModelFacts, read_facts
+from padt.checkpoints.loading import load_config, save_model
 from padt.errors import UserError
-from padt.loading import load_config, save_model
+from padt.pretrained.model_card import CARD, ModelFacts, read_facts
 from tests.padt.tiny import tiny_model
 
 

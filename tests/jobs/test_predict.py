@@ -11,7 +11,7 @@ from PIL import Image
 from jobs.drawing import readable
 from jobs.predict import make_request, run_predict
 from padt.errors import UserError
-from padt.prediction import GenerationSettings
+from padt.inference.predict import GenerationSettings
 from tests.jobs.tiny_model import write_tiny_model
 
 SHORT = GenerationSettings(max_new_tokens=8)
@@ -97,7 +97,7 @@ missing = ("ray", "pyarrow", "pydantic", "mlflow", "pycocotools", "faster_coco_e
 sys.modules.update(dict.fromkeys(missing))  # importing any of them raises ImportError
 from jobs.drawing import readable
 from jobs.predict import make_request, run_predict
-from padt.prediction import GenerationSettings
+from padt.inference.predict import GenerationSettings
 run_predict({tiny!r}, {str(picture(tmp_path / "a.png"))!r}, make_request(refer="the circle"),
             {str(tmp_path / "out")!r}, settings=GenerationSettings(max_new_tokens=4))
 from jobs.explain import run_explain

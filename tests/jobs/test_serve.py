@@ -16,9 +16,9 @@ pytest.importorskip("ray.serve")
 
 from jobs.serve import Served, serving  # noqa: E402
 from padt import load_model  # noqa: E402
+from padt.checkpoints.loading import save_model  # noqa: E402
 from padt.errors import UserError  # noqa: E402
-from padt.loading import save_model  # noqa: E402
-from padt.prediction import GenerationSettings, predict, refer_request  # noqa: E402
+from padt.inference.predict import GenerationSettings, predict, refer_request  # noqa: E402
 from tests.padt.tiny import tiny_model  # noqa: E402
 
 TOKENS = 24

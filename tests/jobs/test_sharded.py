@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from jobs.config import TrainConfig, build_config
 from jobs.loop import load_for_training
+from padt.checkpoints.loading import load_model
 from padt.errors import UserError
-from padt.loading import load_model
 from tests.jobs.test_zero import free_port
 from tests.jobs.tiny_model import write_hub_model
 

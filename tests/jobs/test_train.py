@@ -74,7 +74,7 @@ def undisturbed(world):
 
 
 def weights(folder):
-    from padt.loading import load_model
+    from padt.checkpoints.loading import load_model
 
     return load_model(folder).state_dict()
 

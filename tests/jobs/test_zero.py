@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from padt.loading import load_model
+from padt.checkpoints.loading import load_model
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.mini_set import scene_row, write_set
 
@@ -53,8 +53,8 @@ def rank_main(rank: int, port: int, model: str, url: str, folder: str) -> None:
     from jobs.config import TrainConfig, build_config
     from jobs.deepspeed_config import build_engine
     from jobs.loop import Session, TrainJob, load_for_training
-    from padt.batch import collate
-    from padt.tasks import TaskOptions
+    from padt.data.collate import collate
+    from padt.data.tasks import TaskOptions
     from pipelines.reader import SampleSource
 
     torch.set_num_threads(1)

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from padt.config import PaDTConfig
-from padt.image import ResizePolicy
-from padt.loading import save_model
+from padt.checkpoints.loading import save_model
+from padt.data.image import ResizePolicy
+from padt.data.processor import PaDTProcessor, image_processor
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.processor import PaDTProcessor, image_processor
+from padt.pretrained.config import PaDTConfig
 from pipelines.toy.config import toy_config
 from pipelines.toy.tokenizer import CHAT_TEMPLATE, build_tokenizer
 

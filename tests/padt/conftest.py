@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from padt.data.processor import PaDTProcessor
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.processor import PaDTProcessor
 from tests.conftest import REPOSITORY, shared_path
 from tests.padt.tiny import released_model, tiny_model, tiny_processor
 
@@ -44,7 +44,7 @@ def fixture_images() -> Path:
 @pytest.fixture(scope="session")
 def toy_model() -> PaDTForConditionalGeneration:
     """The shipped toy model, which finds what a sentence describes in pictures of coloured shapes."""
-    from padt.loading import load_model
+    from padt.checkpoints.loading import load_model
 
     return load_model(REPOSITORY / "pipelines" / "toy" / "base", device="cpu")
 

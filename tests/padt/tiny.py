@@ -6,10 +6,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from padt.config import PaDTConfig
-from padt.image import ResizePolicy
+from padt.data.image import ResizePolicy
+from padt.data.processor import PaDTProcessor, image_processor
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.processor import PaDTProcessor, image_processor
+from padt.pretrained.config import PaDTConfig
 from pipelines.toy.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 ROWS = 320
@@ -95,7 +95,7 @@ def tiny_model(tied: bool = True, window: int = 112, seed: int = 1, **values) ->
 
 def released_model(fixture: Path, folder: Path) -> PaDTForConditionalGeneration:
     """The reference fixture's trained model, as a released folder."""
-    from padt.loading import load_model
+    from padt.checkpoints.loading import load_model
     from tests.parity.fixture import Fixture
 
     return load_model(Fixture(fixture).assemble_model(folder), dtype=torch.float32, device="cpu")

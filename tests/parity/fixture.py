@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from padt.batch import cut_patches
+from padt.data.collate import cut_patches
 from padt.errors import UserError
 from padt.model.vision import normalize_pixels
 

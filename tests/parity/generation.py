@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from padt.answer import ParsedAnswer, parse_answer
-from padt.image import open_image
-from padt.losses import cxcywh_to_xyxy
+from padt.data.image import open_image
+from padt.data.rle import decode
+from padt.inference.answer_parser import ParsedAnswer, parse_answer
+from padt.inference.predict import GenerationSettings, Request, predict
+from padt.model.losses import cxcywh_to_xyxy
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.model.outputs import StateRecorder
-from padt.prediction import GenerationSettings, Request, predict
-from padt.rle import decode
 from tests.parity.decoder import compare_objects
 from tests.parity.fixture import Fixture
 from tests.parity.table import Report

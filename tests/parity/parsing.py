@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from padt.answer import parse_answer
+from padt.inference.answer_parser import parse_answer
 from padt.model.modeling import PaDTForConditionalGeneration
 from tests.parity.fixture import Fixture
 from tests.parity.table import Report

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from padt.checkpoints.loading import load_model
 from padt.errors import UserError
-from padt.loading import load_model
 from tests.parity.decoder import compare_decoder
 from tests.parity.fixture import Fixture
 from tests.parity.generation import compare_generation

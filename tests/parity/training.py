@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from padt.batch import Batch, collate
+from padt.data.collate import Batch, collate
+from padt.data.image import open_image
+from padt.data.tasks import Group, ObjectTarget, Sample, merge_text
+from padt.data.vrt import VRTRule, choose_vrts
 from padt.errors import UserError
-from padt.image import open_image
-from padt.losses import LossSettings
+from padt.model.losses import LossSettings
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.tasks import Group, ObjectTarget, Sample, merge_text
-from padt.vrt import VRTRule, choose_vrts
 from tests.parity.fixture import Fixture, our_key
 from tests.parity.table import MASK_TOLERANCE, Report
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers.vision_utils import get_vision_window_index
 
-from padt.image import open_image
+from padt.data.image import open_image
 from padt.model.modeling import PaDTForConditionalGeneration
 from tests.parity.fixture import Fixture, small_pixels
 from tests.parity.table import Report

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from padt.image import ResizePolicy
-from padt.patches import coverage_of_rle, foreground, pack_patches
-from padt.rle import encode
+from padt.data.image import ResizePolicy
+from padt.data.patches import coverage_of_rle, foreground, pack_patches
+from padt.data.rle import encode
 from pipelines.hashes import content_hash, look_hash
 from pipelines.manifest import Category, Counts, Manifest, ResizeLimits, ShardInfo, fingerprint
 from pipelines.schema import SCHEMA_VERSION, SHARD_SCHEMA

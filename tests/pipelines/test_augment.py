@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from padt.data.image import ResizePolicy
+from padt.data.patches import coverage_of_rle, foreground, pack_patches, unpack_patches
+from padt.data.rle import decode
+from padt.data.tasks import TaskOptions, render
 from padt.errors import UserError
-from padt.image import ResizePolicy
-from padt.patches import coverage_of_rle, foreground, pack_patches, unpack_patches
-from padt.rle import decode
-from padt.tasks import TaskOptions, render
 from pipelines.augment import AugmentOptions, View, augment, view_row
 from pipelines.mirror import mirror_text
 from tests.pipelines.mini_set import scene_row

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from padt.data.patches import unpack_patches
 from padt.errors import UserError
-from padt.patches import unpack_patches
 from pipelines.prepare import PrepareOptions
 from pipelines.sources.coco import CocoSource
 from tests.pipelines.coco_files import annotation, image_bytes, prepare_here, rejects_of, rows_of

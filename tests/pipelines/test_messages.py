@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from padt.data.image import ResizePolicy
+from padt.data.tasks import TaskOptions
 from padt.errors import UserError
-from padt.image import ResizePolicy
-from padt.tasks import TaskOptions
 from pipelines.export import export_data
 from pipelines.index import load_index
 from pipelines.inspect import inspect
@@ -278,7 +278,7 @@ def model(tmp_path_factory):
 
 def test_conversations_and_objects_train_together(folder, model):
     # Objects, two images, one and none in one run through the real reader: every batch trains, and both kinds learn.
-    from padt.loading import load_model
+    from padt.checkpoints.loading import load_model
 
     prepare_rows(folder, GOOD)
     specs = [
@@ -305,7 +305,7 @@ def test_conversations_and_objects_train_together(folder, model):
 
 
 def test_a_batch_of_text_alone_trains(folder, model):
-    from padt.loading import load_model
+    from padt.checkpoints.loading import load_model
 
     rows = [{"conversations": [human(f"{number} + 1?"), gpt(str(number + 1))]} for number in range(4)]
     prepare_rows(folder, rows)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from padt.data.image import ResizePolicy
+from padt.data.tasks import GROUNDED_TASKS
 from padt.errors import UserError
-from padt.image import ResizePolicy
-from padt.tasks import GROUNDED_TASKS
 from pipelines.index import load_index
 from pipelines.mixture import SetSpec
 from pipelines.schedule import make_plan

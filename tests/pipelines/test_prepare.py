@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
 
-from padt import rle
+from padt.data import rle
+from padt.data.image import ResizePolicy
+from padt.data.patches import coverage_of_rle, foreground
 from padt.errors import UserError
-from padt.image import ResizePolicy
-from padt.patches import coverage_of_rle, foreground
 from pipelines.images import ImageFolders
 from pipelines.index import load_index
 from pipelines.manifest import Manifest

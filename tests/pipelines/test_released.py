@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from padt.data.patches import unpack_patches
 from padt.errors import UserError
-from padt.patches import unpack_patches
 from pipelines.prepare import PrepareOptions
 from pipelines.sources.released import UNLABELLED, ReleasedSource
 from tests.pipelines.coco_files import image_bytes, prepare_here, rejects_of, rows_of

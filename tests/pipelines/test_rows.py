@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from padt import rle
+from padt.data import rle
+from padt.data.image import ResizePolicy
+from padt.data.patches import unpack_patches
 from padt.errors import ImageError
-from padt.image import ResizePolicy
-from padt.patches import unpack_patches
 from pipelines.images import measure
 from pipelines.masks import MaskError, mask_of
 from pipelines.rows import RowContext, build_row

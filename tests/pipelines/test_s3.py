@@ -9,9 +9,9 @@ import zipfile
 
 import pytest
 
+from padt.data.image import ResizePolicy
+from padt.data.tasks import TaskOptions
 from padt.errors import UserError
-from padt.image import ResizePolicy
-from padt.tasks import TaskOptions
 from pipelines.index import load_index
 from pipelines.inspect import inspect
 from pipelines.mixture import SetSpec

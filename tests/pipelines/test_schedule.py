@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from padt.checkpoints.loading import load_processor
+from padt.data.image import ResizePolicy
+from padt.data.tasks import NO_OBJECTS, TaskOptions, render
 from padt.errors import UserError
-from padt.image import ResizePolicy
-from padt.loading import load_processor
-from padt.tasks import NO_OBJECTS, TaskOptions, render
 from pipelines.augment import AugmentOptions
 from pipelines.batching import Batching
 from pipelines.drawing import Drawer, joined

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from padt.tasks import CAPTION_PROMPT, NO_OBJECTS, detect_prompt, refer_prompt
+from padt.data.tasks import CAPTION_PROMPT, NO_OBJECTS, detect_prompt, refer_prompt
 from pipelines.toy.config import toy_config
 from pipelines.toy.scenes import COLOURS, KINDS, SIZES, draw_scene, scene_rng
 from pipelines.toy.tokenizer import SPECIAL_TOKENS, build_tokenizer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from padt import rle
+from padt.data import rle
 from padt.errors import UserError
 from pipelines.toy.scenes import CATEGORY_NAMES
 from pipelines.toy.write import SPLITS, split_scene, write_dataset

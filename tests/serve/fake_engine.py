@@ -4,7 +4,7 @@ import asyncio
 
 from ray import serve
 
-from padt.prediction import Frame, PredictedObject, Prediction
+from padt.inference.predict import Frame, PredictedObject, Prediction
 from serve.engine import Job, Outcome
 
 

@@ -1,0 +1,307 @@
+"""LoRA adapters on the language model (PEFT), beside prototypes and an object decoder that are trained whole.
+
+An adapter folder holds PEFT's own two files, ``adapter_config.json`` (which names the base model) and
+``adapter_model.safetensors``, with the wholly trained modules as PEFT's ``modules_to_save``, and the configuration and
+processor of PaDT: ``padt.load_model`` takes it like any model folder and gives the merged model. Needs ``peft``, which
+is imported when it is used.
+"""
+
+import difflib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from padt.data.processor import read_json
+from padt.errors import UserError
+from padt.model.modeling import PaDTForConditionalGeneration
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+# The linear maps of a layer of the language model.
+LINEAR_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Prefixes of the parameters of each part of the model.
+PARTS = {
+    "vision": ("model.visual.",),
+    "language": ("model.language_model.", "lm_head."),
+    "prototypes": ("vis_norm.", "vis_proj."),
+    "decoder": ("vl_decoder.",),
+}
+_LAYERS = r"model\.language_model\.layers\.\d+\."
+_NAME = "default"
+_PEFT_PREFIX = "base_model.model."
+# Saved with every adapter, trained or not: the base may be plain Qwen2.5-VL, where they would start fresh again.
+_WHOLE_MODULES = ("vis_norm", "vis_proj", "vl_decoder")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank updates ``W + alpha / rank * B A`` of the language model's linear maps.
+
+    Attributes:
+        rank: inner width.
+        alpha: scale.
+        dropout: share of an adapter's inputs that are dropped in training.
+        targets: linear maps of each layer of the language model, of ``LINEAR_TARGETS``.
+
+    Raises:
+        UserError: a target is unknown (names the nearest), or there is none.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = LINEAR_TARGETS
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UserError(f"lora.targets is empty: name at least one of {', '.join(LINEAR_TARGETS)}.")
+        for target in self.targets:
+            if target not in LINEAR_TARGETS:
+                near = difflib.get_close_matches(target, LINEAR_TARGETS, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(LINEAR_TARGETS)}."
+                raise UserError(f"lora.targets names {target!r}, which no layer of the language model has: {hint}")
+
+
+def attach(model: PaDTForConditionalGeneration, settings: LoraSettings, *, empty: bool = False) -> None:
+    """Put fresh adapters into a model, in place; the model's answers do not change yet.
+
+    All other parameters stop needing gradients: ``set_trainable`` says which are trained beside the adapters.
+
+    Args:
+        model: a model without adapters.
+        settings: rank, scale, dropout, targets.
+        empty: make the adapters on the meta device, to be filled by the caller.
+
+    Raises:
+        UserError: peft is missing, or the model has adapters already.
+    """
+    peft = _peft()
+    if has_adapters(model):
+        raise UserError("The model has LoRA adapters already: merge them first (padt.checkpoints.lora.merge).")
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        # The object decoder and the vision tower have maps of the same names: only layers of the language model fit.
+        target_modules=_LAYERS + r".*\." + f"({'|'.join(settings.targets)})",
+        bias="none",
+    )
+    peft.inject_adapter_in_model(config, model, adapter_name=_NAME, low_cpu_mem_usage=empty)
+
+
+def reset(module: nn.Module) -> None:
+    """Draw the first values of all adapters in a module, in its order, from torch's generator: their updates are 0."""
+    for part in module.modules():
+        draw: Any = getattr(part, "reset_lora_parameters", None)
+        if draw is not None:
+            draw(_NAME, True)
+
+
+def set_trainable(
+    model: PaDTForConditionalGeneration,
+    *,
+    vision: bool = True,
+    language: bool = True,
+    prototypes: bool = True,
+    decoder: bool = True,
+) -> None:
+    """Say which parts are trained; adapters, where attached, always are.
+
+    Raises:
+        UserError: the language model is to be trained whole although it has adapters.
+    """
+    if language and has_adapters(model):
+        raise UserError("LoRA adapters stand in for training the language model: leave language=False.")
+    wanted = {"vision": vision, "language": language, "prototypes": prototypes, "decoder": decoder}
+    for name, parameter in model.named_parameters():
+        part = next(part for part, prefixes in PARTS.items() if name.startswith(prefixes))
+        parameter.requires_grad_(wanted[part] or _is_lora(name))
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether LoRA adapters are attached."""
+    return any(_is_lora(name) for name, _ in model.named_parameters())
+
+
+def merge(model: PaDTForConditionalGeneration) -> PaDTForConditionalGeneration:
+    """Add attached adapters to the weights and take them off, in place: a plain PaDT model again.
+
+    A model without adapters is returned as it is. Tied tables stay tied: adapters never touch them.
+
+    Raises:
+        UserError: an adapter holds NaN or infinity.
+    """
+    if not has_adapters(model):
+        return model
+    layers = _peft_layer_class()
+    adapted: list[tuple[str, Any]] = [(name, part) for name, part in model.named_modules() if isinstance(part, layers)]
+    for name, module in adapted:
+        try:
+            module.merge(safe_merge=True)
+        except ValueError as error:
+            raise UserError(f"The adapter of {name} cannot be merged: {error}") from error
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    del model.peft_config
+    model.requires_grad_(True)
+    return model
+
+
+def save_adapter(
+    model: PaDTForConditionalGeneration, processor: Any, folder: str | os.PathLike, base: str | os.PathLike
+) -> Path:
+    """Write the attached adapters, prototypes, decoder (and a trained vision tower) as an adapter folder.
+
+    Args:
+        model: with adapters attached.
+        processor: the model's processor.
+        folder: a new folder.
+        base: folder of the model that the adapters were trained on; a path relative to ``folder`` is allowed.
+
+    Raises:
+        UserError: the folder exists, or the model has no adapters.
+    """
+    from padt.checkpoints.loading import new_folder
+
+    if not has_adapters(model):
+        raise UserError("The model has no LoRA adapters to save: save it with padt.checkpoints.loading.save_model.")
+    modules = list(_WHOLE_MODULES)
+    if any(parameter.requires_grad for parameter in model.model.visual.parameters()):
+        modules.append("model.visual")
+    kept = tuple(f"{module}." for module in modules)
+    state = {
+        _PEFT_PREFIX + name.replace(f".{_NAME}.", "."): tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if _is_lora(name) or name.startswith(kept)
+    }
+    config = model.peft_config[_NAME].to_dict()
+    config |= {"base_model_name_or_path": str(base), "modules_to_save": modules, "inference_mode": True}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+    def write(partial: Path) -> None:
+        save_file(state, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        (partial / CONFIG_FILE).write_text(json.dumps(plain, indent=2), encoding="utf-8")
+        model.config.save_pretrained(partial)
+        processor.save_pretrained(partial)
+
+    return new_folder(folder, write)
+
+
+def is_adapter_folder(path: str | os.PathLike) -> bool:
+    """Whether a folder holds an adapter."""
+    return (Path(path) / CONFIG_FILE).is_file()
+
+
+def base_of(path: str | os.PathLike) -> Path:
+    """Folder of the model that an adapter was trained on.
+
+    Raises:
+        UserError: it is not there any more.
+    """
+    named = read_json(Path(path) / CONFIG_FILE).get("base_model_name_or_path") or ""
+    for candidate in (Path(path) / named, Path(named)):
+        if named and (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(
+        f"The adapter {path} was trained on {named!r}, which is not there: put that model in its place, or write the "
+        f"right path as base_model_name_or_path into {Path(path) / CONFIG_FILE}."
+    )
+
+
+def load_adapter(model: PaDTForConditionalGeneration, path: str | os.PathLike) -> None:
+    """Attach a saved adapter to its base model, in place, strictly; ``merge`` makes a plain model of the two.
+
+    Raises:
+        UserError: peft is missing, the files cannot be read, or a key is missing, unexpected or of another shape.
+    """
+    values = read_json(Path(path) / CONFIG_FILE)
+    if values.get("peft_type") != "LORA":
+        raise UserError(f"{path} holds an adapter of type {values.get('peft_type')!r}: PaDT takes LORA.")
+    config = _peft().LoraConfig.from_pretrained(str(path))
+    modules, config.modules_to_save = config.modules_to_save or [], None
+    _peft().inject_adapter_in_model(config, model, adapter_name=_NAME)
+    try:
+        saved = load_file(Path(path) / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The adapter {path} cannot be read ({error}): check that the folder is whole.") from error
+    found = {_model_key(key): tensor for key, tensor in saved.items()}
+    kept = tuple(f"{module}." for module in modules)
+    wanted = {n: p for n, p in model.state_dict(keep_vars=True).items() if _is_lora(n) or n.startswith(kept)}
+    wrong = [f"missing {key}" for key in sorted(wanted.keys() - found.keys())]
+    wrong += [f"unexpected {key}" for key in sorted(found.keys() - wanted.keys())]
+    wrong += [f"other shape {k}" for k in sorted(wanted.keys() & found.keys()) if wanted[k].shape != found[k].shape]
+    if wrong:
+        shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        raise UserError(f"The adapter {path} does not fit its base model: {shown}.")
+    with torch.no_grad():
+        for key, tensor in found.items():
+            wanted[key].copy_(tensor)
+
+
+def load_merged(path: str | os.PathLike, **options: Any) -> PaDTForConditionalGeneration:
+    """The model of an adapter folder: its base with the adapter merged, and the adapter's own processor.
+
+    Args:
+        path: adapter folder.
+        **options: as for ``padt.load_model``.
+
+    Raises:
+        UserError: base or adapter cannot be loaded.
+    """
+    from padt.checkpoints.loading import load_model, load_processor
+
+    with_processor = options.pop("with_processor", True)
+    model = load_model(base_of(path), **options, with_processor=False)
+    load_adapter(model, path)
+    merge(model)
+    if with_processor:
+        model.processor = load_processor(path)
+    return model.eval()
+
+
+def _peft() -> ModuleType:
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError("LoRA needs the package peft: pip install '.[train]'.") from error
+    return peft
+
+
+def _peft_layer_class() -> type:
+    _peft()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return BaseTunerLayer
+
+
+def _is_lora(name: str) -> bool:
+    return ".lora_" in name
+
+
+def _model_key(key: str) -> str:
+    """``...q_proj.lora_A.weight`` of a file -> ``...q_proj.lora_A.default.weight`` of a model."""
+    return re.sub(r"(\.lora_[A-Za-z_]+)\.", rf"\1.{_NAME}.", key.removeprefix(_PEFT_PREFIX))
+
+
+__all__ = [
+    "LINEAR_TARGETS",
+    "LoraSettings",
+    "attach",
+    "base_of",
+    "has_adapters",
+    "is_adapter_folder",
+    "load_adapter",
+    "load_merged",
+    "merge",
+    "reset",
+    "save_adapter",
+    "set_trainable",
+]

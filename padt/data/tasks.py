@@ -1,0 +1,298 @@
+"""Tasks: how a row of a data set becomes a prompt and an answer.
+
+A row is the dictionary that a shard stores (schema version 1): ``objects``, ``references``, ``captions`` and the image.
+Prompts and answers are worded as the released PaDT was trained (templates: paper, appendix; ``detect`` = OVD,
+``refer`` = REC and RES, ``caption`` = RIC). ``chat`` rows are conversations, taken as they are.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from padt.data.conversation import Turn, question, read_messages
+from padt.data.patches import unpack_patches
+from padt.data.vrt import VRTRule, choose_vrts
+from padt.errors import UserError
+
+GROUNDED_TASKS = ("detect", "refer", "caption")
+TASKS = (*GROUNDED_TASKS, "chat")
+CAPTION_PROMPT = "Please describe this image."
+NO_OBJECTS = "No objects from the list are present in the image."
+_PLACEHOLDER = re.compile(r"<\|Obj_(\d+)\|>")
+_BRACKET = re.compile(r"(\s*)\(((?:<\|Obj_\d+\|>[\s,]*)+)\)")
+
+
+@dataclass(frozen=True)
+class ObjectTarget:
+    """One grounded thing of an image, as the losses need it.
+
+    Attributes:
+        label: class name or sentence.
+        box: ``(x0, y0, x1, y1)`` normalised to [0, 1] of the upright image.
+        patches: indices of the foreground patches, row-major in the image's grid, ascending.
+        rle: COCO run-length mask ``{"size": [height, width], "counts": str}``, or None for boxes without masks.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    patches: tuple[int, ...]
+    rle: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The place of an object in an answer: consecutive VRTs.
+
+    Attributes:
+        target: the object.
+        vrts: patch indices in the object's own image.
+        image: which of the sample's images that is.
+    """
+
+    target: ObjectTarget
+    vrts: tuple[int, ...]
+    image: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation about any number of images, whose assistant's turns are what a model learns to say.
+
+    Attributes:
+        key: the row's key.
+        task: one of ``TASKS``.
+        images: encoded bytes (or paths or decoded images) as ``padt.data.image.open_image`` takes them; none for plain
+            text.
+        turns: user and assistant in turn, after a system turn where there is one; the last is the assistant's.
+    """
+
+    key: str
+    task: str
+    images: tuple[Any, ...]
+    turns: tuple[Turn, ...]
+
+    @classmethod
+    def single(cls, key: str, task: str, image: Any, prompt: str, answer: Sequence[str | Group]) -> "Sample":
+        """One question about one image, and its answer: text pieces and groups in order of reading."""
+        return cls(key, task, (image,), (question(prompt, 1), Turn("assistant", tuple(answer))))
+
+    @property
+    def prompt(self) -> str:
+        """The words of the last question."""
+        return next(turn.text for turn in reversed(self.turns) if turn.role == "user")
+
+    @property
+    def answer(self) -> tuple[str | Group, ...]:
+        """The last answer: text pieces and groups."""
+        return tuple(piece for piece in self.turns[-1].content if isinstance(piece, str | Group))
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of all answers, in order."""
+        return tuple(piece for turn in self.turns for piece in turn.content if isinstance(piece, Group))
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What is drawn when a row is rendered.
+
+    Attributes:
+        vrt_rule: how VRTs are picked from an object's foreground patches (``padt.data.vrt``).
+        num_vrts: VRTs per object (N_vrt of the paper); ignored by rule ``all``.
+        max_names: longest class list of a detection prompt.
+        drop_names: probability with which half of the absent class names are left out (released preparation: 0.5).
+        max_per_class: classes with more objects in the image are left out of prompt and answer (released: 50).
+        skip_crowd: leave crowd regions out of answers (the released preparation keeps them).
+        class_names: names that a detection prompt may ask for; the categories of the data set.
+    """
+
+    vrt_rule: VRTRule = "random"
+    num_vrts: int = 5
+    max_names: int = 100
+    drop_names: float = 0.5
+    max_per_class: int = 50
+    skip_crowd: bool = False
+    class_names: tuple[str, ...] = field(default_factory=tuple)
+
+
+def detect_prompt(names: Sequence[str]) -> str:
+    """Prompt that asks for every object of the named classes.
+
+    Raises:
+        UserError: the list is empty, or a name is blank.
+    """
+    if not names or any(not name.strip() for name in names):
+        raise UserError(f"The class list {list(names)!r} is empty or has a blank name: name at least one class.")
+    listed = json.dumps(list(names), ensure_ascii=False)
+    return f"Please carefully check the image and detect the following objects: {listed}."
+
+
+def refer_prompt(sentence: str) -> str:
+    """Prompt that asks for the object which a sentence describes.
+
+    Raises:
+        UserError: the sentence is blank.
+    """
+    if not sentence.strip():
+        raise UserError("The sentence to refer to is blank: describe one object, for example 'the red car'.")
+    return f'Please carefully check the image and detect the object this sentence describes: "{sentence}".'
+
+
+def render(row: Mapping[str, Any], task: str, item: int, rng: np.random.Generator, options: TaskOptions) -> Sample:
+    """Turn one row into one training sample.
+
+    Args:
+        row: a row of a shard (schema version 1).
+        task: one of ``TASKS``.
+        item: which reference or caption of the row; ignored by ``detect`` and ``chat``.
+        rng: source of every draw (class list, order, VRTs); seed it from ``(seed, epoch, sample)`` alone.
+        options: the draws' limits.
+
+    Raises:
+        UserError: the task is unknown, or the row has no such item or no class list for it.
+    """
+    if task == "chat":
+        return _chat(row)
+    builders = {"detect": _detect, "refer": _refer, "caption": _caption}
+    if task not in builders:
+        raise UserError(f"Task {task!r} is unknown: use one of {', '.join(TASKS)}.")
+    prompt, answer = builders[task](row, item, rng, options)
+    return Sample.single(row["key"], task, _source(row["image"]), prompt, answer)
+
+
+def _source(image: Mapping[str, Any]) -> Any:
+    return image["bytes"] if image.get("bytes") is not None else image["path"]
+
+
+def _chat(row: Mapping[str, Any]) -> Sample:
+    if not row.get("messages"):
+        raise UserError(f"Row {row['key']} holds no conversation: remove task 'chat' from its set's tasks.")
+    stored = [row["image"], *(row.get("more_images") or ())] if row["image"] is not None else []
+    images = tuple(_source(image) for image in stored)
+    return Sample(row["key"], "chat", images, read_messages(row["messages"], len(images)))
+
+
+def object_target(row: Mapping[str, Any], index: int, label: str | None = None) -> ObjectTarget:
+    """Object ``index`` of a row as a target; ``label`` replaces its class name (a sentence, for ``refer``)."""
+    item = row["objects"][index]
+    count = row["grid_h"] * row["grid_w"]
+    patches = tuple(int(patch) for patch in np.flatnonzero(unpack_patches(item["patches"], count)))
+    box = item["box"]
+    return ObjectTarget(
+        label=item["label"] if label is None else label,
+        box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+        patches=patches,
+        rle=dict(item["rle"]) if item.get("rle") is not None else None,
+    )
+
+
+def _group(target: ObjectTarget, rng: np.random.Generator, options: TaskOptions, row: Mapping[str, Any]) -> Group:
+    vrts = choose_vrts(np.asarray(target.patches), row["grid_w"], options.vrt_rule, options.num_vrts, rng)
+    return Group(target=target, vrts=vrts)
+
+
+def _detect(row, item, rng, options):
+    names = options.class_names
+    if not names:
+        raise UserError("Task 'detect' needs the class names of its data set: the manifest's categories are empty.")
+    by_name: dict[str, list[ObjectTarget]] = {}
+    for index, entry in enumerate(row["objects"]):
+        if entry["iscrowd"] and options.skip_crowd:
+            continue
+        target = object_target(row, index)
+        if target.patches:
+            by_name.setdefault(target.label, []).append(target)
+    crowded = {name for name, targets in by_name.items() if len(targets) > options.max_per_class}
+    present = [name for name in by_name if name not in crowded]
+    # A class whose only objects are crowds or too small for a patch is neither answered nor called absent.
+    seen = {entry["label"] for entry in row["objects"]}
+    absent = [name for name in names if name not in seen]
+    if absent and rng.random() < options.drop_names:
+        absent = [absent[i] for i in rng.permutation(len(absent))[: len(absent) // 2]]
+    absent = absent[: max(0, options.max_names - len(present))]
+    listed = present + absent
+    if not listed:
+        listed = [names[0]]
+    listed = [listed[i] for i in rng.permutation(len(listed))]
+    answered = [(name, by_name[name]) for name in listed if name in by_name and name not in crowded]
+    return detect_prompt(listed), _detect_answer(answered, rng, options, row)
+
+
+def _detect_answer(answered, rng, options, row) -> tuple[str | Group, ...]:
+    if not answered:
+        return (NO_OBJECTS,)
+    # The released preparation words one class differently from several.
+    single = len(answered) == 1
+    if single:
+        pieces: list[str | Group] = ["There is " if len(answered[0][1]) == 1 else "There are "]
+    else:
+        pieces = ["In this image, there are "]
+    for position, (name, targets) in enumerate(answered):
+        pieces.append(f'{", " if position else ""}{len(targets)} "{name}" (')
+        for count, target in enumerate(targets):
+            if count:
+                pieces.append(", ")
+            pieces.append(_group(target, rng, options, row))
+        pieces.append(")")
+    pieces.append(" in this image." if single else ".")
+    return merge_text(pieces)
+
+
+def _refer(row, item, rng, options):
+    reference = _item(row, "references", item)
+    sentence = reference["text"]
+    targets = [object_target(row, index, label=sentence) for index in reference["objects"]]
+    targets = [target for target in targets if target.patches]
+    if not targets:
+        return refer_prompt(sentence), (NO_OBJECTS,)
+    pieces: list[str | Group] = [f'The "{sentence}" refers to ']
+    for count, target in enumerate(targets):
+        if count:
+            pieces.append(", ")
+        pieces.append(_group(target, rng, options, row))
+    pieces.append(" in this image.")
+    return refer_prompt(sentence), merge_text(pieces)
+
+
+def _caption(row, item, rng, options):
+    caption = _item(row, "captions", item)
+    targets = [object_target(row, index) for index in caption["objects"]]
+    pieces: list[str | Group] = []
+    for position, part in enumerate(_PLACEHOLDER.split(_without_lost(caption["text"], targets))):
+        pieces.append(part if position % 2 == 0 else _group(targets[int(part)], rng, options, row))
+    return CAPTION_PROMPT, merge_text(pieces)
+
+
+def _without_lost(text: str, targets: Sequence[ObjectTarget]) -> str:
+    """A caption without the placeholders of objects that no VRT can stand for, and without the brackets they leave."""
+
+    def kept(places: str) -> list[str]:
+        return [f"<|Obj_{place}|>" for place in _PLACEHOLDER.findall(places) if targets[int(place)].patches]
+
+    def bracket(match: re.Match) -> str:
+        places = kept(match[2])
+        return f"{match[1]}({', '.join(places)})" if places else ""
+
+    text = _BRACKET.sub(bracket, text)
+    return _PLACEHOLDER.sub(lambda match: "".join(kept(match[0])), text)
+
+
+def _item(row, column, item):
+    if not 0 <= item < len(row[column]):
+        raise UserError(f"Row {row['key']} has {len(row[column])} {column}, so there is no item {item}.")
+    return row[column][item]
+
+
+def merge_text(pieces: Sequence[str | Group]) -> tuple[str | Group, ...]:
+    """Join neighbouring text pieces and drop empty ones, so that tokens are those of the whole text."""
+    merged: list[str | Group] = []
+    for piece in pieces:
+        if isinstance(piece, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += piece
+        elif piece != "":
+            merged.append(piece)
+    return tuple(merged)

@@ -1,0 +1,1 @@
+"""Requests and answers: generation, reading an answer, decoding its objects, streams, calibrated scores."""

@@ -1,0 +1,189 @@
+"""From groups of VRTs to objects: one run of the object decoder over any groups of a batch of questions."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from padt.data.image import ImageSource
+from padt.data.rle import encode
+from padt.errors import UserError
+from padt.inference.answer_parser import AnswerGroup, AnswerParser
+from padt.inference.generation import end_token_ids
+from padt.inference.requests import Request
+from padt.inference.results import Frame, PredictedObject, Prediction
+from padt.model.losses import cxcywh_to_xyxy
+from padt.model.vision import ImageFeatures
+
+if TYPE_CHECKING:
+    from padt.model.modeling import PaDTForConditionalGeneration
+    from padt.model.outputs import Trace
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A batch of questions with everything that does not depend on the answers.
+
+    Attributes:
+        inputs: arguments of ``model.generate``: ids padded on the left, and the vision tower's output.
+        pictures: the upright images of each question.
+        frames: their sizes and grids.
+        features: of all images, one after the other; None where no question has any.
+        table: ``(patches, d)`` their prototypes.
+    """
+
+    inputs: dict[str, Any]
+    pictures: list[list[Image.Image]]
+    frames: list[tuple[Frame, ...]]
+    features: ImageFeatures | None
+    table: Tensor | None
+
+    @property
+    def prompt_length(self) -> int:
+        """Positions before the answers."""
+        return self.inputs["input_ids"].shape[1]
+
+    @property
+    def patch_counts(self) -> list[int]:
+        """Patches of each question, over all its images."""
+        return [sum(frame.patches for frame in frames) for frames in self.frames]
+
+
+@torch.inference_mode()
+def prepare_questions(
+    model: "PaDTForConditionalGeneration", images: Sequence[Sequence[ImageSource]], requests: Sequence[Request]
+) -> Questions:
+    """Open the images, run the vision tower once over all of them, and tokenise the prompts.
+
+    Args:
+        model: with its processor.
+        images: the images of each question.
+        requests: the questions.
+
+    Raises:
+        UserError: the model has no processor, or a grounding request has no image.
+        ImageError: an image cannot be used.
+    """
+    processor = model.processor
+    if processor is None:
+        raise UserError("The model has no processor: load it with padt.load_model(path).")
+    for group, request in zip(images, requests, strict=True):
+        if not group and request.task != "text":
+            raise UserError(f"A {request.task!r} request needs an image: give one.")
+    inputs, pictures = processor.prompt_inputs(images, [request.prompt for request in requests])
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    features = table = None
+    grids: Iterator[tuple[int, int]] = iter(())
+    if "pixel_values" in inputs:
+        features = model.image_features(inputs.pop("pixel_values"), inputs["image_grid_thw"])
+        table = model.prototypes_of(features.merged)
+        grids = iter(features.grids)
+        # generate may rearrange its list for beams.
+        pooled = list(features.merged.split(features.patch_counts))
+        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=pooled)}
+    frames = [tuple(_frame(picture, *next(grids)) for picture in group) for group in pictures]
+    return Questions(inputs, pictures, frames, features, table)
+
+
+def answer_parser(model: "PaDTForConditionalGeneration", frames: Sequence[Frame]) -> AnswerParser:
+    """A parser for the answer to a question about these pictures."""
+    processor = model.processor
+    counts = [frame.patches for frame in frames]
+    return AnswerParser(processor.vrt_offset, counts, processor.decode_ids, end_token_ids(processor))
+
+
+@torch.inference_mode()
+def decode_groups(
+    model: "PaDTForConditionalGeneration",
+    questions: Questions,
+    items: Sequence[tuple[int, AnswerGroup]],
+    traces: Sequence["Trace"],
+    masks: bool = True,
+) -> list[PredictedObject]:
+    """Decode groups into objects.
+
+    Args:
+        model: the model.
+        questions: what was asked.
+        items: question and group of each object.
+        traces: of the VRTs of each object.
+        masks: make masks at the size of the original pictures too.
+
+    Returns:
+        One object for each item.
+    """
+    if not items or questions.features is None or questions.table is None:
+        return []
+    first_image = [0]
+    for frames in questions.frames:
+        first_image.append(first_image[-1] + len(frames))
+    images = [first_image[row] + group.image for row, group in items]
+    counts = [len(group.vrts) for _, group in items]
+    boxes, scores, logits = model.vl_decoder(
+        torch.cat([trace.states for trace in traces]), counts, images, questions.features, questions.table, masks=masks
+    )
+    corners = cxcywh_to_xyxy(boxes.float()).clamp(0, 1).tolist()
+    qualities = scores.float().sigmoid().tolist()
+    tables = questions.table.split(questions.patch_counts)
+    confidences = [_confidence(tables[row], group, trace) for (row, group), trace in zip(items, traces, strict=True)]
+    found = []
+    for number, (row, group) in enumerate(items):
+        frames = questions.frames[row]
+        frame = frames[group.image]
+        x0, y0, x1, y1 = corners[number]
+        before = sum(earlier.patches for earlier in frames[: group.image])
+        found.append(
+            PredictedObject(
+                label=group.label,
+                score=qualities[number],
+                box=(x0 * frame.width, y0 * frame.height, x1 * frame.width, y1 * frame.height),
+                mask=mask_rle(logits[number], frame.height, frame.width) if masks else None,
+                patches=tuple(vrt - before for vrt in group.vrts),
+                span=group.span,
+                confidence=confidences[number],
+                complete=group.complete,
+                image=group.image,
+            )
+        )
+    return found
+
+
+def prediction_of(
+    model: "PaDTForConditionalGeneration",
+    parser: AnswerParser,
+    objects: Sequence[PredictedObject],
+    frames: tuple[Frame, ...],
+) -> Prediction:
+    """The answer that a parser has read, with its objects."""
+    parsed = parser.result()
+    return Prediction(
+        text=model.processor.decode_ids(parser.ids),
+        objects=tuple(objects),
+        images=frames,
+        token_ids=tuple(parser.ids),
+        truncated=parsed.truncated,
+        warnings=parsed.warnings,
+    )
+
+
+def _frame(picture: Image.Image, h_vit: int, w_vit: int) -> Frame:
+    return Frame(picture.width, picture.height, (h_vit // 2, w_vit // 2))
+
+
+def mask_rle(logits: Tensor, height: int, width: int) -> dict[str, Any]:
+    """Run-length mask of a picture's size from the decoder's mask logits."""
+    full = F.interpolate(logits[None, None].float(), size=(height, width), mode="bilinear", align_corners=False)
+    return encode((full[0, 0] > 0).cpu().numpy())
+
+
+def _confidence(table: Tensor, group: AnswerGroup, trace: "Trace") -> float:
+    """Geometric mean of the probabilities of a group's VRTs."""
+    vrts = torch.tensor(group.vrts, device=table.device)
+    logits = (trace.states * table[vrts].to(trace.states.dtype)).sum(-1).float()
+    # In half precision the same logit may come out a little different here.
+    return float((logits - trace.normalizers).clamp(max=0).mean().exp())

@@ -1,0 +1,128 @@
+"""Prediction: pictures and requests in, texts and objects in pixels of the original pictures out."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from padt.data.image import ImageSource
+from padt.errors import UserError
+from padt.inference.answer_parser import AnswerParser
+from padt.inference.calibration import calibrated
+from padt.inference.generation import ForbidRepeatedVRTs, GenerationSettings, generate_arguments
+from padt.inference.grounding import Questions, answer_parser, decode_groups, prediction_of, prepare_questions
+from padt.inference.requests import (
+    Request,
+    as_request,
+    caption_request,
+    detect_request,
+    refer_request,
+    text_request,
+)
+from padt.inference.results import Frame, PredictedObject, Prediction
+from padt.model.outputs import StateRecorder, Trace
+
+if TYPE_CHECKING:
+    from padt.model.modeling import PaDTForConditionalGeneration
+
+Images = ImageSource | Sequence[ImageSource]
+
+
+@torch.inference_mode()
+def predict(
+    model: "PaDTForConditionalGeneration",
+    images: Images | Sequence[Images] | None,
+    requests: str | Request | Sequence[str | Request],
+    settings: GenerationSettings | None = None,
+) -> list[Prediction]:
+    """Answer one request, or a batch of them.
+
+    Args:
+        model: a loaded model with its processor (``padt.load_model``).
+        images: for one request its image, a list of several images, or None (a text-only turn); for a batch a list
+            with one of these for each request, or one image that all requests are about.
+        requests: what is asked; plain words are a text request.
+        settings: how to generate; greedy by default.
+
+    Returns:
+        One prediction for each request.
+
+    Raises:
+        UserError: images and requests differ in number, the model has no processor, a grounding request has no image,
+            or a prompt is blank.
+        ImageError: an image cannot be used.
+    """
+    settings = settings or GenerationSettings()
+    lists, asked = paired(images, requests)
+    if not asked:
+        return []
+    questions = prepare_questions(model, lists, asked)
+    parsers, trace = answer(model, questions, settings)
+    items = [(row, group) for row, parser in enumerate(parsers) for group in parser.result().groups]
+    traces = [trace.part(row, group.span) for row, group in items]
+    found = decode_groups(model, questions, items, traces, settings.masks)
+    objects: list[list[PredictedObject]] = [[] for _ in parsers]
+    for (row, _), thing in zip(items, found, strict=True):
+        objects[row].append(thing)
+    if settings.calibrated:
+        objects = [calibrated(model.config.score_calibration, things) for things in objects]
+    return [prediction_of(model, *parts) for parts in zip(parsers, objects, questions.frames, strict=True)]
+
+
+@torch.inference_mode()
+def answer(
+    model: "PaDTForConditionalGeneration", questions: Questions, settings: GenerationSettings
+) -> tuple[list[AnswerParser], Trace]:
+    """Write the answers to a batch of questions.
+
+    Returns:
+        For each question a parser that has read its answer; and the trace of the answers' tokens,
+        ``(questions, tokens, ...)``.
+    """
+    recorder = StateRecorder()
+    output = model.generate(**questions.inputs, recorder=recorder, **generate_arguments(model.processor, settings))
+    parsers = [answer_parser(model, frames) for frames in questions.frames]
+    for parser, row in zip(parsers, output.sequences[:, questions.prompt_length :].tolist(), strict=True):
+        for token in row:
+            parser.feed(token)
+        parser.finish()
+    return parsers, recorder.trace(getattr(output, "beam_indices", None))
+
+
+def paired(
+    images: Images | Sequence[Images] | None, requests: str | Request | Sequence[str | Request]
+) -> tuple[list[list[ImageSource]], list[Request]]:
+    """A list of images for each request, from the forms that :func:`predict` takes.
+
+    Raises:
+        UserError: they differ in number, or a prompt is blank.
+    """
+    if isinstance(requests, str | Request):
+        return [_as_list(images)], [as_request(requests)]
+    asked = [as_request(request) for request in requests]
+    if images is None or not isinstance(images, list | tuple):
+        return [_as_list(images) for _ in asked], asked
+    if len(images) != len(asked):
+        raise UserError(f"{len(images)} images for {len(asked)} requests: give one image, or a list, for each.")
+    return [_as_list(cast(Images, one)) for one in images], asked
+
+
+def _as_list(images) -> list[ImageSource]:
+    if images is None:
+        return []
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+__all__ = [
+    "ForbidRepeatedVRTs",
+    "Frame",
+    "GenerationSettings",
+    "PredictedObject",
+    "Prediction",
+    "Request",
+    "caption_request",
+    "detect_request",
+    "predict",
+    "refer_request",
+    "text_request",
+]

@@ -1,0 +1,95 @@
+"""What is asked about pictures."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from padt.data.conversation import Turn, check_turns, read_chat
+from padt.data.image import ImageSource
+from padt.data.tasks import CAPTION_PROMPT, detect_prompt, refer_prompt
+from padt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about a picture, about several, or about none.
+
+    Attributes:
+        task: ``detect``, ``refer``, ``caption`` or ``text``; only ``text`` goes without a picture.
+        prompt: the user's words, with the pictures before them; or a conversation that ends with the user's turn.
+    """
+
+    task: str
+    prompt: str | tuple[Turn, ...]
+
+
+def detect_request(names: Sequence[str]) -> Request:
+    """Find every object of the named classes."""
+    return Request("detect", detect_prompt(names))
+
+
+def refer_request(sentence: str) -> Request:
+    """Find the object that a sentence describes."""
+    return Request("refer", refer_prompt(sentence))
+
+
+def caption_request() -> Request:
+    """Describe the picture, every noun grounded."""
+    return Request("caption", CAPTION_PROMPT)
+
+
+def text_request(prompt: str) -> Request:
+    """Ask anything.
+
+    Raises:
+        UserError: the prompt is blank.
+    """
+    if not prompt.strip():
+        raise UserError("The prompt is blank: say what you want to know.")
+    return Request("text", prompt)
+
+
+def chat_request(messages: Sequence[Mapping[str, Any]], files: bool = True) -> tuple[list[ImageSource], Request]:
+    """A conversation as chat APIs send it, in the form that ``predict(model, *chat_request(messages))`` takes.
+
+    Pictures stand in the messages as ``{"type": "image", "image": ...}`` with anything that can be opened, or as
+    ``{"type": "image_url", "image_url": {"url": ...}}`` with a data URL. Text is only text: nothing in it marks a
+    picture, a turn or a VRT.
+
+    Args:
+        messages: roles and contents; the last is the user's.
+        files: take text for a picture as the path of a file. A server that answers strangers must not.
+
+    Returns:
+        The pictures, and the request.
+
+    Raises:
+        UserError: a message lacks its role or content, the turns are out of order, or a picture is only named by a URL.
+    """
+    turns, sources = read_chat(messages)
+    check_turns(turns, len(sources), answered=False)
+    pictures = [_embedded(source, files) if isinstance(source, str) else source for source in sources]
+    return pictures, Request("text", turns)
+
+
+def _embedded(text: str, files: bool) -> ImageSource:
+    if not text.startswith("data:"):
+        if files and "://" not in text:
+            return text
+        raise UserError(
+            f"The picture {text[:80]} is not fetched: send its bytes as a data URL (data:image/...;base64,...)."
+        )
+    head, _, content = text.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError("it must read data:image/...;base64,...")
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"A picture's data URL cannot be read ({error}): encode the file's bytes in base64.") from error
+
+
+def as_request(words: str | Request) -> Request:
+    """A request as it is; plain words become a text request."""
+    return words if isinstance(words, Request) else text_request(words)

@@ -1,0 +1,1 @@
+"""What lies in a model folder, without the model: where it is found, configuration, weights, tokenizer, card."""

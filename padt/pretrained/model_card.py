@@ -1,0 +1,254 @@
+"""The model card: what a saved model is, where it comes from, what it was measured at, and how to load it.
+
+``README.md`` beside the weights, with Hugging Face's YAML front matter. What is known of a model's making is kept there
+under the key ``padt``, so that a later save, evaluation or export can go on from it.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from padt.pretrained.config import Layout, PaDTConfig
+from padt.pretrained.hub import is_hub_id
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+TAGS = ("padt", "visual-grounding", "object-detection", "referring-expression-segmentation", "image-captioning")
+# Licence of weights whose name says where they come from: identifier, name and address as the Hub has them.
+_LICENSES = (
+    (
+        "Qwen/Qwen2.5-VL-3B",
+        {
+            "license": "other",
+            "license_name": "qwen-research",
+            "license_link": "https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/LICENSE",
+        },
+    ),
+    ("Qwen/Qwen2.5-VL-7B", {"license": "apache-2.0"}),
+    ("PaDT-MLLM/", {"license": "apache-2.0"}),
+)
+# By whether it is plain Qwen2.5-VL.
+_WHAT_IT_IS = (
+    "A Qwen2.5-VL model that answers with pieces of the picture: its answers hold Visual Reference Tokens, each for "
+    "one 28x28-pixel patch of the image, and an object decoder turns each group of them into a box, a mask and a score "
+    "(Patch-as-Decodable-Token, arXiv 2510.01954).",
+    "The vision tower and the language model of a PaDT model (arXiv 2510.01954), without its prototypes and its object "
+    "decoder: it answers with words.",
+)
+_LOADING: dict[str, str] = {
+    "padt": '```python\nimport padt\n\nmodel = padt.load_model("THIS_FOLDER")\n'
+    '(answer,) = model.predict(["photo.jpg"], ["Please describe this image."])\nprint(answer.text)\n```\n\n'
+    "or, after `padt.register()`, with `AutoModelForImageTextToText` and `AutoProcessor` of transformers 5. Code "
+    "that only knows Qwen2.5-VL does not read this folder; `padt export` writes one that it does.",
+    "released": "With the released PaDT code, or with `padt.load_model`. Plain transformers takes it for Qwen2.5-VL "
+    "and leaves the object decoder out.",
+    "hub": "With `Qwen2_5_VLForConditionalGeneration` and `AutoProcessor` of transformers. `padt.load_model` takes it "
+    "as a base for training.",
+}
+_USE = (
+    "Detection of named classes, boxes and masks of what a sentence refers to, and captions grounded in the picture. "
+    "A score says how well box and object agree, not how certain the label is. Objects much smaller than a patch are "
+    "found badly, a sentence that refers to nothing may still be answered with an object, and videos are not "
+    "supported. Not for decisions about people, and not for use where a wrong box is a danger. The biases of the base "
+    "model and of the training data remain."
+)
+_PLAIN_USE = (
+    "Questions about pictures, answered in words, as far as the training for grounding has left that ability. The "
+    "biases of the base model and of the training data remain."
+)
+_CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model's making.
+
+    Attributes:
+        base_model: what it was trained from: a Hub name where that is known, else the name of a folder.
+        license: identifier of the weights' licence, where somebody has settled it.
+        data: fingerprint of each training set by its name.
+        metrics: scores by name ``eval/<set>/<metric>``.
+        measured_on: fingerprint of each evaluation set by its name.
+        training: settings worth knowing, such as steps and seed, by name.
+    """
+
+    base_model: str | None = None
+    license: str | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    measured_on: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def base_name(reference: str | os.PathLike) -> str:
+    """Name of a base model for a card: that of its own card, its Hub name where known, else the folder's name.
+
+    Paths of somebody's machine do not belong in a card.
+    """
+    text = os.fspath(reference)
+    if is_hub_id(text):
+        return text
+    cached = _CACHED.search(Path(text).expanduser().resolve().as_posix() + "/")
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    path = Path(text)
+    # Training leaves its model in RUN/model.
+    return read_facts(path).base_model or (path.parent.name if path.name == "model" else path.name)
+
+
+def read_facts(folder: str | os.PathLike) -> ModelFacts:
+    """Facts of a model folder's card; empty where it has none, or one that is not ours."""
+    values = _front_matter(Path(folder) / CARD).get("padt")
+    if not isinstance(values, dict):
+        return ModelFacts()
+    facts = ModelFacts()
+    for name, usual in asdict(facts).items():
+        if isinstance(values.get(name), dict if isinstance(usual, dict) else str):
+            facts = replace(facts, **{name: values[name]})
+    return facts
+
+
+def add_scores(
+    folder: str | os.PathLike, metrics: Mapping[str, float], measured_on: Mapping[str, str], config: PaDTConfig
+) -> None:
+    """Write scores into a model folder's card, beside what it says already."""
+    facts = read_facts(folder)
+    write_card(
+        folder,
+        replace(facts, metrics={**facts.metrics, **metrics}, measured_on={**facts.measured_on, **measured_on}),
+        config,
+    )
+
+
+def write_card(folder: str | os.PathLike, facts: ModelFacts, config: PaDTConfig, layout: Layout = "padt") -> Path:
+    """Write the model card of a folder; it appears only when whole."""
+    target = Path(folder) / CARD
+    partial = target.with_name(f".{CARD}.part")
+    partial.write_text(model_card(facts, config, layout), encoding="utf-8")
+    partial.replace(target)
+    return target
+
+
+def model_card(facts: ModelFacts, config: PaDTConfig, layout: Layout = "padt") -> str:
+    """Text of a model card: front matter, then what a person wants to know."""
+    text = config.text_config
+    origin = f"Trained from `{facts.base_model}`." if facts.base_model else "What it was trained from is not recorded."
+    size = f"{text.num_hidden_layers} layers of width {text.hidden_size}, {config.vrt_offset:,} text tokens"
+    parts = [
+        "# Qwen2.5-VL taken out of a PaDT model" if layout == "hub" else "# PaDT model",
+        f"{_WHAT_IT_IS[layout == 'hub']} {origin} Language model: {size}."
+        + ("" if layout == "hub" else f" Image features in {config.feature_order} order."),
+        "## How to load it",
+        _LOADING[layout],
+        "## Intended use and limits",
+        _PLAIN_USE if layout == "hub" else _USE,
+        "## Licence",
+        _license_note(facts),
+        "## Training data",
+        _table(("set", "fingerprint"), facts.data.items()) or "Not recorded.",
+    ]
+    if facts.training:
+        parts += ["## Training", _table(("setting", "value"), facts.training.items())]
+    parts += ["## Scores", _scores(facts)]
+    return f"---\n{_yaml(_metadata(facts, layout))}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _metadata(facts: ModelFacts, layout: Layout) -> dict[str, Any]:
+    plain = layout == "hub"
+    values: dict[str, Any] = {
+        "library_name": "transformers" if plain else "padt",
+        "pipeline_tag": "image-text-to-text",
+        "tags": list(TAGS[:1] if plain else TAGS),
+    }
+    hub_name = (facts.base_model or "").split(" ")[0]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_name):
+        values["base_model"] = hub_name
+    values.update(_license(facts))
+    if facts.data:
+        values["datasets"] = sorted(facts.data)
+    if facts.metrics:
+        values["model-index"] = [{"name": "PaDT", "results": _results(facts.metrics)}]
+    values["padt"] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in asdict(facts).items()}
+    return values
+
+
+def _license(facts: ModelFacts) -> dict[str, str]:
+    if facts.license:
+        return {"license": facts.license}
+    for prefix, values in _LICENSES:
+        if facts.base_model and facts.base_model.startswith(prefix):
+            return dict(values)
+    return {"license": "other", "license_name": "as-the-base-model"}
+
+
+def _license_note(facts: ModelFacts) -> str:
+    known = _license(facts)
+    name = known.get("license_name") or known["license"]
+    if name == "as-the-base-model":
+        name = "the licence of the base model"
+    return (
+        f"The weights are under {name}, as far as their origin tells; training data may add conditions of their own. "
+        "The code of PaDT on Ray is under Apache-2.0."
+    )
+
+
+def _results(metrics: Mapping[str, float]) -> list[dict[str, Any]]:
+    results: dict[str, dict[str, Any]] = {}
+    for key, value in sorted(metrics.items()):
+        _, _, rest = key.rpartition("eval/")
+        data, _, metric = rest.rpartition("/")
+        entry = results.setdefault(
+            data,
+            {
+                "task": {"type": "image-text-to-text"},
+                "dataset": {"type": data or "unknown", "name": data or "unknown"},
+                "metrics": [],
+            },
+        )
+        entry["metrics"].append({"type": metric, "value": float(value)})
+    return list(results.values())
+
+
+def _scores(facts: ModelFacts) -> str:
+    if not facts.metrics:
+        return "Not measured yet: `padt evaluate MODEL DATA`, then `padt register MODEL --evaluation FOLDER`."
+    table = _table(("metric", "value"), [(key, f"{value:.4f}") for key, value in sorted(facts.metrics.items())])
+    if not facts.measured_on:
+        return table
+    return f"{table}\n\nMeasured on\n\n" + _table(("set", "fingerprint"), facts.measured_on.items())
+
+
+def _table(columns: tuple[str, str], rows: Any) -> str:
+    lines = [f"| {key} | {value} |" for key, value in ((_cell(a), _cell(b)) for a, b in rows)]
+    return "\n".join([f"| {columns[0]} | {columns[1]} |", "| --- | --- |", *lines]) if lines else ""
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _front_matter(card: Path) -> dict[str, Any]:
+    import yaml
+
+    if not card.is_file():
+        return {}
+    try:
+        found = _FRONT.match(card.read_text(encoding="utf-8"))
+        values = yaml.safe_load(found[1]) if found else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # A training must not fail at its end over the card of its base.
+        logger.warning("%s cannot be read and is passed over (%s)", card, error)
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,208 @@
+"""Rows become prompts and answers in the released wording, and every draw comes from the given source alone."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from padt.data.patches import pack_patches
+from padt.data.tasks import (
+    CAPTION_PROMPT,
+    NO_OBJECTS,
+    Group,
+    TaskOptions,
+    detect_prompt,
+    merge_text,
+    refer_prompt,
+    render,
+)
+from padt.errors import UserError
+from tests.conftest import shared_path
+
+NAMES = ("person", "car", "dog", "cup", "traffic light")
+ALL_NAMES = TaskOptions(class_names=NAMES, drop_names=0.0)
+
+
+def entry(label, patches=(0, 1), crowd=False):
+    flags = np.zeros(12, bool)
+    flags[list(patches)] = True
+    return {
+        "label": label,
+        "box": [0.1, 0.2, 0.3, 0.4],
+        "iscrowd": crowd,
+        "patches": pack_patches(flags.reshape(3, 4)),
+        "rle": None,
+    }
+
+
+def row_of(objects, references=(), captions=()):
+    return {
+        "key": "set/val/1",
+        "image": {"bytes": b"data", "path": None},
+        "grid_h": 3,
+        "grid_w": 4,
+        "objects": list(objects),
+        "references": list(references),
+        "captions": list(captions),
+    }
+
+
+def text_of(sample):
+    """The answer with a placeholder for each group, numbered."""
+    pieces, number = [], 0
+    for piece in sample.answer:
+        if isinstance(piece, Group):
+            pieces.append(f"<|Obj_{number}|>")
+            number += 1
+        else:
+            pieces.append(piece)
+    return "".join(pieces)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("name", ["coco_out_val", "coco_out_train"])
+def test_detection_is_worded_as_released(name):
+    fixture = shared_path("reference/fixture")
+    for line in (fixture / f"{name}.jsonl").read_text().splitlines():
+        released = json.loads(line)
+        labels = [item["label"] for item in released["objects"]]
+        row = row_of(entry(label) for label in labels)
+        prompt = released["conversations"][0]["value"]
+        listed = json.loads(re.search(r"(\[.*\])\.$", prompt).group(1))
+        assert detect_prompt(listed) == prompt
+        order = list(dict.fromkeys(labels))
+        for seed in range(200):
+            sample = render(row, "detect", 0, rng(seed), ALL_NAMES)
+            asked = json.loads(re.search(r"(\[.*\])\.$", sample.prompt).group(1))
+            if [label for label in asked if label in order] == order:
+                assert text_of(sample) == released["answer_template"]
+                break
+        else:
+            pytest.fail("no draw gave the released order of classes")
+
+
+def test_one_class_is_worded_as_one():
+    one = render(row_of([entry("dog")]), "detect", 0, rng(), ALL_NAMES)
+    assert text_of(one) == 'There is 1 "dog" (<|Obj_0|>) in this image.'
+    two = render(row_of([entry("dog"), entry("dog")]), "detect", 0, rng(), ALL_NAMES)
+    assert text_of(two) == 'There are 2 "dog" (<|Obj_0|>, <|Obj_1|>) in this image.'
+
+
+def test_the_prompt_lists_present_and_absent_names_once():
+    prompts = [render(row_of([entry("dog")]), "detect", 0, rng(seed), ALL_NAMES).prompt for seed in range(20)]
+    lists = [json.loads(re.search(r"(\[.*\])\.$", prompt).group(1)) for prompt in prompts]
+    assert all(sorted(each) == sorted(NAMES) for each in lists)
+    assert len({tuple(each) for each in lists}) > 5, "order is drawn"
+
+
+def test_half_of_the_absent_names_are_dropped_with_the_given_chance():
+    options = TaskOptions(class_names=NAMES, drop_names=0.5)
+    counts = []
+    for seed in range(300):
+        prompt = render(row_of([entry("dog")]), "detect", 0, rng(seed), options).prompt
+        counts.append(len(json.loads(re.search(r"(\[.*\])\.$", prompt).group(1))))
+    assert set(counts) == {5, 3}
+    assert 100 < counts.count(3) < 200
+
+
+def test_long_lists_keep_what_is_present():
+    names = tuple(f"class {index}" for index in range(300))
+    options = TaskOptions(class_names=names, max_names=20, drop_names=0.0)
+    row = row_of(entry(f"class {index}") for index in (7, 250))
+    sample = render(row, "detect", 0, rng(), options)
+    listed = json.loads(re.search(r"(\[.*\])\.$", sample.prompt).group(1))
+    assert len(listed) == 20 and {"class 7", "class 250"} <= set(listed)
+
+
+def test_crowds_of_objects_are_neither_asked_for_nor_answered():
+    options = TaskOptions(class_names=NAMES, drop_names=0.0, max_per_class=3)
+    row = row_of([entry("cup")] * 4 + [entry("dog")])
+    sample = render(row, "detect", 0, rng(), options)
+    assert "cup" not in sample.prompt and text_of(sample) == 'There is 1 "dog" (<|Obj_0|>) in this image.'
+
+
+def test_crowd_regions_can_be_left_out_and_are_never_called_absent():
+    row = row_of([entry("person", crowd=True), entry("dog")])
+    kept = render(row, "detect", 0, rng(), ALL_NAMES)
+    assert '1 "person"' in text_of(kept)
+    left_out = render(row, "detect", 0, rng(), TaskOptions(class_names=NAMES, drop_names=0.0, skip_crowd=True))
+    assert "person" not in left_out.prompt and "person" not in text_of(left_out)
+
+
+def test_objects_without_patches_are_neither_answered_nor_called_absent():
+    sample = render(row_of([entry("cup", patches=()), entry("dog")]), "detect", 0, rng(), ALL_NAMES)
+    assert "cup" not in sample.prompt and len(sample.groups) == 1
+
+
+def test_a_picture_without_objects():
+    sample = render(row_of([]), "detect", 0, rng(), ALL_NAMES)
+    assert sample.answer == (NO_OBJECTS,)
+    crowded = TaskOptions(class_names=("cup",), max_per_class=0)
+    assert render(row_of([entry("cup")]), "detect", 0, rng(), crowded).answer == (NO_OBJECTS,)
+
+
+def test_references_with_one_two_and_no_objects():
+    references = [
+        {"text": 'the "left" dog', "objects": [1]},
+        {"text": "both", "objects": [0, 1]},
+        {"text": "x", "objects": []},
+    ]
+    row = row_of([entry("dog", (0,)), entry("dog", (5,))], references)
+    one, two, none = (render(row, "refer", item, rng(), ALL_NAMES) for item in range(3))
+    assert one.prompt == refer_prompt('the "left" dog')
+    assert text_of(one) == 'The "the "left" dog" refers to <|Obj_0|> in this image.'
+    assert one.groups[0].target.patches == (5,) and one.groups[0].target.label == 'the "left" dog'
+    assert text_of(two) == 'The "both" refers to <|Obj_0|>, <|Obj_1|> in this image.'
+    assert none.answer == (NO_OBJECTS,)
+
+
+def test_captions_put_groups_in_their_places():
+    captions = [{"text": "A dog (<|Obj_1|>) and (<|Obj_0|>, <|Obj_1|>).", "objects": [1, 0]}]
+    row = row_of([entry("dog", (0,)), entry("cup", (5,))], captions=captions)
+    sample = render(row, "caption", 0, rng(), ALL_NAMES)
+    assert sample.prompt == CAPTION_PROMPT
+    assert text_of(sample) == "A dog (<|Obj_0|>) and (<|Obj_1|>, <|Obj_2|>)."
+    assert [group.target.label for group in sample.groups] == ["dog", "cup", "dog"]
+
+
+def test_the_same_seed_gives_the_same_sample_and_another_another():
+    row = row_of([entry("dog", range(12)), entry("cup", range(8))])
+    one, same, other = (render(row, "detect", 0, rng(seed), ALL_NAMES) for seed in (1, 1, 2))
+    assert one == same and one != other
+
+
+def test_what_a_row_does_not_have_is_named():
+    row = row_of([entry("dog")])
+    with pytest.raises(UserError, match="Task 'count' is unknown: use one of detect, refer, caption"):
+        render(row, "count", 0, rng(), ALL_NAMES)
+    with pytest.raises(UserError, match="set/val/1 has 0 references, so there is no item 0"):
+        render(row, "refer", 0, rng(), ALL_NAMES)
+    with pytest.raises(UserError, match="class names"):
+        render(row, "detect", 0, rng(), TaskOptions())
+
+
+def test_a_link_to_a_picture_is_kept():
+    row = row_of([entry("dog")]) | {"image": {"bytes": None, "path": "a/b.jpg"}}
+    assert render(row, "detect", 0, rng(), ALL_NAMES).images == ("a/b.jpg",)
+
+
+def test_neighbouring_text_is_joined():
+    assert merge_text(["a", "", "b"]) == ("ab",)
+    assert merge_text([]) == ()
+
+
+def test_captions_leave_no_empty_brackets_where_an_object_has_no_patch():
+    objects = [entry("cat", ()), entry("dog", (3,)), entry("cup", ())]
+    text = "A cat (<|Obj_0|>) and pets (<|Obj_0|>, <|Obj_1|>, <|Obj_2|>) by a cup (<|Obj_2|>)."
+    row = row_of(objects, captions=[{"text": text, "objects": [0, 1, 2]}])
+    sample = render(row, "caption", 0, rng(), TaskOptions(num_vrts=1))
+    assert text_of(sample).count("(") == 1
+    assert [piece if isinstance(piece, str) else piece.vrts for piece in sample.answer] == [
+        "A cat and pets (",
+        (3,),
+        ") by a cup.",
+    ]
