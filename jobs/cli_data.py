@@ -8,8 +8,8 @@ from jobs import console
 from jobs.console import examples
 
 if TYPE_CHECKING:
-    from pipelines.describe import Section
-    from pipelines.rejects import LeftOut
+    from pipelines.dataset.rejects import LeftOut
+    from pipelines.inspection.statistics import Section
 
 app = typer.Typer()
 
@@ -34,7 +34,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Look into a prepared set: counts, rejects, histograms, and a picture with patch grid, boxes and masks."""
-    from pipelines.inspect import inspect as look
+    from pipelines.inspection.inspect import inspect as look
 
     report = look(data, key, count, out, against or ())
     if key is None:
@@ -97,7 +97,7 @@ def _pixels(box: list[float], row: dict[str, Any]) -> str:
 
 def _print_left_out(left_out: "list[LeftOut]") -> None:
     if left_out:
-        from pipelines.rejects import REASONS
+        from pipelines.dataset.rejects import REASONS
 
         rows = [(each.what, each.reason, REASONS.get(each.reason, ""), each.detail) for each in left_out]
         title = f"Left out of {left_out[0].key}"
@@ -116,7 +116,7 @@ def exclude_list(
     out: Annotated[str, typer.Option("--out", "-o", help="File to write: NAME.json.")],
 ) -> None:
     """Write the images of prepared evaluation sets as a list that `padt prepare --exclude` takes."""
-    from pipelines.exclude import write_exclude_list
+    from pipelines.dedup.exclude import write_exclude_list
 
     listed = write_exclude_list(sets, out)
     rows = [[each.name, each.url, each.images] for each in listed]

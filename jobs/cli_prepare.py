@@ -112,7 +112,7 @@ def _prepare(
 ) -> None:
     from jobs.prepare import run_prepare, set_facts
     from padt.data.image import ResizePolicy
-    from pipelines.prepare import PrepareOptions
+    from pipelines.prepare.run import PrepareOptions
 
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     chosen = PrepareOptions(

@@ -60,7 +60,7 @@ class SetConfig(Section):
 
 
 class BatchingConfig(Section):
-    """Batches under a budget in place of a fixed number of samples: see ``pipelines.batching.Batching``.
+    """Batches under a budget in place of a fixed number of samples: see ``pipelines.loader.batching.Batching``.
 
     Attributes:
         max_tokens: positions of one worker's padded batch, image placeholders included; null = no limit.
@@ -78,7 +78,7 @@ class BatchingConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random views of images: see ``pipelines.augment.AugmentOptions``. Not in the released recipe.
+    """Random views of images: see ``pipelines.loader.augment.AugmentOptions``. Not in the released recipe.
 
     Attributes:
         flip: probability of mirroring left to right; words of direction are swapped, in English only.

@@ -119,8 +119,8 @@ def run_demo(
 
 def held_out_questions(data_url: str, folder: Path) -> list[Asked]:
     """Three held-out scenes with a question of each task; the pictures are written into ``folder``."""
-    from pipelines.manifest import open_set
-    from pipelines.reading import spread_rows
+    from pipelines.dataset.manifest import open_set
+    from pipelines.dataset.read import spread_rows
 
     manifest = open_set(data_url)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
 import logging
 
-from pipelines.export import export_data
 from pipelines.exports.base import Exported
+from pipelines.exports.run import export_data
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def run_export_data(url: str, out: str, *, to: str = "coco", images: bool = True
         images: write the images too.
 
     Raises:
-        UserError: see ``pipelines.export.export_data``.
+        UserError: see ``pipelines.exports.run.export_data``.
     """
     exported = export_data(url, out, to, images)
     if exported.renumbered:

@@ -9,7 +9,7 @@ from padt.errors import UserError
 
 if TYPE_CHECKING:
     from padt.pretrained.model_card import ModelFacts
-    from pipelines.schedule import Plan
+    from pipelines.loader.plan import Plan
 
 
 def training_facts(config: TrainConfig, plan: "Plan", steps: int) -> "ModelFacts":

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Sequence
 
 from padt.errors import UserError
-from pipelines.exclude import split_spec
-from pipelines.overlap import Overlap, compare, load_images
+from pipelines.dedup.exclude import split_spec
+from pipelines.dedup.overlap import Overlap, compare, load_images
 
 logger = logging.getLogger(__name__)
 

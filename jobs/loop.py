@@ -22,8 +22,8 @@ from jobs.progress import Record
 from padt.data.tasks import TaskOptions
 from padt.errors import UserError
 from padt.model.losses import LossSettings
-from pipelines.reader import ReaderOptions, TrainingReader
-from pipelines.schedule import Plan
+from pipelines.loader.plan import Plan
+from pipelines.loader.reader import ReaderOptions, TrainingReader
 
 if TYPE_CHECKING:
     from padt.checkpoints.lora import LoraSettings

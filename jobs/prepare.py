@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs.bars import Advance, counting, every_few_seconds
 from jobs.ray_session import ray_session
-from pipelines.manifest import Manifest
-from pipelines.prepare import PlanSummary, PrepareOptions, Progress, prepare
+from pipelines.dataset.manifest import Manifest
+from pipelines.prepare.run import PlanSummary, PrepareOptions, Progress, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ def run_prepare(options: PrepareOptions) -> Manifest:
     """Prepare one set on Ray; a finished one is returned as it is, a begun one completed.
 
     Raises:
-        UserError: see ``pipelines.prepare.prepare``.
+        UserError: see ``pipelines.prepare.run.prepare``.
     """
     with ray_session(), _quiet_ray_data(), Telling() as telling:
         manifest = prepare(options, on_read=telling.read, on_plan=telling.plan, on_progress=telling.progress)
@@ -46,9 +46,9 @@ def _tell_shared(out: str, manifest: Manifest) -> None:
 def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int, overwrite: bool = False) -> dict[str, Manifest]:
     """Draw and prepare the toy set on Ray, and return its splits ``train`` and ``val``.
 
-    Args and errors are those of ``pipelines.sources.toy.prepare_toy``.
+    Args and errors are those of ``pipelines.prepare.toy.prepare_toy``.
     """
-    from pipelines.sources.toy import prepare_toy
+    from pipelines.prepare.toy import prepare_toy
 
     drawn = every_few_seconds(lambda split, done, count: logger.info("drew %d of %d scenes (%s)", done, count, split))
     with ray_session(), _quiet_ray_data(), Telling() as telling:

@@ -97,7 +97,7 @@ class PrepareStage(Stage):
     """Prepare a set from annotation files: the set is ``data/`` below the stage's folder.
 
     Attributes:
-        source: kind of the files; the other options are those of ``pipelines.prepare.PrepareOptions``.
+        source: kind of the files; the other options are those of ``pipelines.prepare.run.PrepareOptions``.
         exclude: prepared sets (``${stage}/data``) or lists whose images are left out.
     """
 
@@ -116,7 +116,7 @@ class PrepareStage(Stage):
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.prepare.run_prepare``."""
         from jobs.prepare import run_prepare, set_facts
-        from pipelines.prepare import PrepareOptions
+        from pipelines.prepare.run import PrepareOptions
 
         url = join(context.folder, "data")
         return {"sets": {"data": set_facts(url, run_prepare(PrepareOptions(out=url, **self.model_dump())))}}

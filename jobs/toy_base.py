@@ -36,8 +36,8 @@ from padt.data.vrt import choose_vrts
 from padt.model.losses import LossSettings
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.config import PaDTConfig
-from pipelines.toy.config import toy_config
 from pipelines.toy.language import choose_expressions, plain_turns
+from pipelines.toy.model_config import toy_config
 from pipelines.toy.scenes import SCENE_SIZES, Scene, SceneOptions, Shape, draw_scene
 from pipelines.toy.tokenizer import CHAT_TEMPLATE, build_tokenizer
 

@@ -17,11 +17,11 @@ from jobs.ray_session import ray_session
 from jobs.tracking import TrackedRun, start_run
 from padt.data.tasks import TaskOptions
 from padt.errors import UserError
-from pipelines.augment import AugmentOptions
-from pipelines.batching import Batching
-from pipelines.manifest import open_set
-from pipelines.mixture import SetSpec, data_fingerprint
-from pipelines.schedule import Plan, make_plan
+from pipelines.dataset.manifest import open_set
+from pipelines.loader.augment import AugmentOptions
+from pipelines.loader.batching import Batching
+from pipelines.loader.mixture import SetSpec, data_fingerprint
+from pipelines.loader.plan import Plan, make_plan
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from jobs.evaluation.samples import EvalSample
 from padt.data.image import open_image
 from padt.data.tasks import GROUNDED_TASKS
 from padt.errors import ImageError, UserError
-from pipelines.index import SetIndex, load_index
-from pipelines.reader import RowReader
+from pipelines.dataset.index import SetIndex, load_index
+from pipelines.loader.reader import RowReader
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from padt.metrics.caption import CaptionAnswer, score_captions
 from padt.metrics.detect import score_detect
 from padt.metrics.records import FoundObject, Scores
 from padt.metrics.refer import score_refer, score_refer_released
-from pipelines.reader import RowReader
-from pipelines.storage import Folder
+from pipelines.io.storage import Folder
+from pipelines.loader.reader import RowReader
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"

@@ -20,9 +20,9 @@ from padt.errors import UserError
 from padt.metrics.caption import CaptionTarget
 from padt.metrics.detect import TrueImage, TrueObject
 from padt.metrics.refer import ReferTarget
-from pipelines.index import SetIndex, load_index
-from pipelines.manifest import Manifest, open_set
-from pipelines.schema import IMAGE_COLUMNS, OPTIONAL_COLUMNS, SHARD_SCHEMA
+from pipelines.dataset.index import SetIndex, load_index
+from pipelines.dataset.manifest import Manifest, open_set
+from pipelines.dataset.schema import IMAGE_COLUMNS, OPTIONAL_COLUMNS, SHARD_SCHEMA
 
 
 @dataclass(frozen=True)

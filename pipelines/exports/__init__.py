@@ -1,1 +1,1 @@
-"""Formats that prepared sets are written back to."""
+"""One writer for each format that prepared sets are given back in."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.manifest import Manifest
-from pipelines.reading import iterate_rows
-from pipelines.storage import Folder, HashingFile
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.read import iterate_rows
+from pipelines.io.storage import Folder, HashingFile
 
 
 @dataclass

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 import padt
+from pipelines.dataset.caption_tags import tagged
+from pipelines.dataset.read import read_columns
 from pipelines.exports.base import Exported, ExportedSet, id_of, write_json, write_pickle
-from pipelines.reading import read_columns
-from pipelines.sources.ric import tagged
-from pipelines.storage import Folder
+from pipelines.io.storage import Folder
 
 _BOX_DECIMALS = 3
 

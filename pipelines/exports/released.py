@@ -8,7 +8,7 @@ import numpy as np
 from padt.data.patches import unpack_patches
 from padt.data.tasks import CAPTION_PROMPT, NO_OBJECTS, detect_prompt, refer_prompt
 from pipelines.exports.base import Exported, ExportedSet, id_of, write_lines
-from pipelines.storage import Folder
+from pipelines.io.storage import Folder
 
 
 def write_released(source: ExportedSet, folder: Folder, exported: Exported) -> None:

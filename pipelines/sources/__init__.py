@@ -1,1 +1,1 @@
-"""Readers of the formats that data comes in; what each gives is in ``pipelines.sources.base``."""
+"""One reader for each format of raw annotations."""

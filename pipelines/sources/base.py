@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from pipelines.manifest import Category
+from pipelines.dataset.manifest import Category
 
 Kind = Literal["image", "object", "reference", "caption", "conversation"]
 
@@ -56,12 +56,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Something that is left out, as ``pipelines.schema.REJECT_SCHEMA`` stores it.
+    """Something that is left out, as ``pipelines.dataset.schema.REJECT_SCHEMA`` stores it.
 
     Attributes:
         image_id: of the image that it belongs to; empty where that is unknown.
         kind: what it is.
-        reason: one of ``pipelines.schema.REJECT_REASONS``.
+        reason: one of ``pipelines.dataset.schema.REJECT_REASONS``.
         detail: what exactly is wrong, for people.
         ann_id: id of the annotation, where it is one or refers to one.
         item_id: id of the sentence or caption, where it is one.

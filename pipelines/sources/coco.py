@@ -7,8 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from padt.errors import UserError
-from pipelines.jsonstream import stream_json
-from pipelines.manifest import Category
+from pipelines.dataset.manifest import Category
 from pipelines.sources.base import (
     Header,
     ImageEntry,
@@ -20,6 +19,7 @@ from pipelines.sources.base import (
     plain_text,
     whole_number,
 )
+from pipelines.sources.json_stream import stream_json
 from pipelines.sources.refcoco import load_refs, reference_pieces
 
 _INSTANCES = "Annotation file"

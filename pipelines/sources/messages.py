@@ -1,7 +1,7 @@
 """Conversations: LLaVA's rows (``conversations`` of ``from`` and ``value``) and those of chat APIs (``messages``).
 
 A file is a JSON array or JSON lines. Each row becomes one row of the set, whatever the number of its pictures; in what
-is stored, ``<image>`` in a user's words marks the next picture (``pipelines.schema``).
+is stored, ``<image>`` in a user's words marks the next picture (``pipelines.dataset.schema``).
 """
 
 import base64
@@ -15,8 +15,8 @@ from typing import Any
 
 from padt.data.conversation import IMAGE_MARKER, ConversationError, ImagePlace, read_chat, read_messages
 from padt.errors import UserError
-from pipelines.jsonstream import stream_records
 from pipelines.sources.base import Header, ImageEntry, Piece, Reject, identifier, is_file_name
+from pipelines.sources.json_stream import stream_records
 
 _FILE = "File of conversations"
 _DATA_URL = re.compile(r"data:image/([a-z0-9]+)[^,]*;base64,(.+)", re.DOTALL)

@@ -3,9 +3,10 @@
 What is known to be wrong with them, and where it is put right:
 
 - names of categories are misspelt or oddly spaced: here;
-- width and height of many images are those before the EXIF orientation: ``pipelines.rows`` measures the image;
+- width and height of many images are those before the EXIF orientation: ``pipelines.prepare.rows`` measures the image;
 - images are missing or cut off: they are rejected one by one;
-- files are listed as ``images/v1/patch0/NAME.jpg`` and unpack to ``patch0/NAME.jpg``: ``pipelines.images`` finds both;
+- files are listed as ``images/v1/patch0/NAME.jpg`` and unpack to ``patch0/NAME.jpg``: ``pipelines.prepare.images``
+  finds both;
 - ``isfake`` marks drawn or printed objects, and ``iscrowd`` groups: groups are kept as crowds, and fakes are kept
   unless they are not wanted.
 """
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines.manifest import Category
+from pipelines.dataset.manifest import Category
 from pipelines.sources.base import Header, Piece, Reject, annotation_id
 from pipelines.sources.coco import CocoSource
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from padt.errors import UserError
+from pipelines.io.storage import open_input, reaching, read_most
 from pipelines.sources.base import Piece, Reject, identifier, whole_number
-from pipelines.storage import open_input, reaching, read_most
 
 _REFERENCES = "Reference file"
 # The published files have 3 to 30 MB.

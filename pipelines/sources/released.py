@@ -16,8 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from padt.errors import UserError
-from pipelines.jsonstream import Line, stream_lines
-from pipelines.manifest import Category
+from pipelines.dataset.manifest import Category
 from pipelines.sources.base import (
     Header,
     ImageEntry,
@@ -28,6 +27,7 @@ from pipelines.sources.base import (
     plain_text,
     whole_number,
 )
+from pipelines.sources.json_stream import Line, stream_lines
 
 _LINES = "File of JSON lines"
 UNLABELLED = "object"

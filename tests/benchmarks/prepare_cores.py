@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ray
 
-from pipelines.prepare import PrepareOptions, prepare
+from pipelines.prepare.run import PrepareOptions, prepare
 from tests.benchmarks.prepare_objects import HEIGHT, WIDTH, annotations, photograph
 
 ROWS_PER_SHARD = 500

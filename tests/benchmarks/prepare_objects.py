@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from padt.data.image import PATCH, ResizePolicy
 from padt.data.patches import unpack_patches
-from pipelines.rows import RowContext, build_row
+from pipelines.prepare.rows import RowContext, build_row
 from pipelines.sources.base import ImageEntry, Piece
 from tests.benchmarks.measure import interleaved
 

@@ -31,7 +31,7 @@ WHOLE_IMAGES = 1_742_289
 
 _RUN = """
 import sys, time
-from pipelines.prepare import PrepareOptions, prepare
+from pipelines.prepare.run import PrepareOptions, prepare
 options = PrepareOptions(
     annotations=sys.argv[1], images=sys.argv[2], out=sys.argv[3], source=sys.argv[4], rows_per_shard=2000,
     num_cpus=int(sys.argv[5]),

@@ -24,10 +24,10 @@ from padt.data.image import ResizePolicy
 from padt.data.patches import coverage_of_rle, foreground, pack_patches
 from padt.data.rle import encode
 from padt.data.tasks import TaskOptions
-from pipelines.augment import AugmentOptions
-from pipelines.mixture import SetSpec
-from pipelines.reader import ReaderOptions, SampleSource, TrainingReader
-from pipelines.schedule import Plan, make_plan
+from pipelines.loader.augment import AugmentOptions
+from pipelines.loader.mixture import SetSpec
+from pipelines.loader.plan import Plan, make_plan
+from pipelines.loader.reader import ReaderOptions, SampleSource, TrainingReader
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.mini_set import scene_row, write_set
 

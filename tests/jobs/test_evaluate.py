@@ -12,8 +12,8 @@ from jobs.evaluation.samples import open_eval_set, policy_mismatch
 from padt.data.image import ResizePolicy
 from padt.errors import UserError
 from padt.metrics.detect import score_detect
-from pipelines.prepare import PrepareOptions, prepare
-from pipelines.shards import write_shard
+from pipelines.prepare.run import PrepareOptions, prepare
+from pipelines.prepare.shards import write_shard
 from tests.jobs.oracle import Oracle
 from tests.jobs.tiny_model import write_tiny_model
 from tests.padt.metrics.test_detect import coco_truth, jittered

@@ -55,7 +55,7 @@ def rank_main(rank: int, port: int, model: str, url: str, folder: str) -> None:
     from jobs.loop import Session, TrainJob, load_for_training
     from padt.data.collate import collate
     from padt.data.tasks import TaskOptions
-    from pipelines.reader import SampleSource
+    from pipelines.loader.reader import SampleSource
 
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2")  # Ray Train sets these

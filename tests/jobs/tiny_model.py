@@ -10,7 +10,7 @@ from padt.data.image import ResizePolicy
 from padt.data.processor import PaDTProcessor, image_processor
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.config import PaDTConfig
-from pipelines.toy.config import toy_config
+from pipelines.toy.model_config import toy_config
 from pipelines.toy.tokenizer import CHAT_TEMPLATE, build_tokenizer
 
 

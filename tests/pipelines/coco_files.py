@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.prepare import PrepareOptions, execute_here, prepare
+from pipelines.prepare.run import PrepareOptions, execute_here, prepare
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "traffic light"}]
 

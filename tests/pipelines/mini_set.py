@@ -12,11 +12,11 @@ from PIL import Image
 from padt.data.image import ResizePolicy
 from padt.data.patches import coverage_of_rle, foreground, pack_patches
 from padt.data.rle import encode
-from pipelines.hashes import content_hash, look_hash
-from pipelines.manifest import Category, Counts, Manifest, ResizeLimits, ShardInfo, fingerprint
-from pipelines.schema import SCHEMA_VERSION, SHARD_SCHEMA
+from pipelines.dataset.manifest import Category, Counts, Manifest, ResizeLimits, ShardInfo, fingerprint
+from pipelines.dataset.schema import SCHEMA_VERSION, SHARD_SCHEMA
+from pipelines.dedup.hashes import content_hash, look_hash
 from pipelines.toy.scenes import KINDS
-from pipelines.toy.write import _IDS_PER_IMAGE, split_scene
+from pipelines.toy.writing import _IDS_PER_IMAGE, split_scene
 
 _TAG = re.compile(r"<box_id: (\d+)/>")
 

@@ -1,0 +1,1 @@
+"""The prepared set itself: schema, manifest, index, rows, rejects."""

@@ -1,0 +1,176 @@
+"""What a prepared data set looks like on disk: columns of its shards, and why things are rejected.
+
+One row is one image with what belongs to it, or one conversation about any number of images. Columns are only ever
+added within a schema version: every shard written now has all of them, and a column that an older shard lacks counts as
+empty (``OPTIONAL_COLUMNS``). Any other change is a new version, and a trainer refuses a set whose version is not its
+own.
+"""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from padt.errors import IMAGE_REASONS
+
+SCHEMA_VERSION = 1
+
+
+def _list(kind: pa.DataType, length: int = -1) -> pa.DataType:
+    # Parquet calls the entries of a list "element": so named, a schema is the same before and after the file.
+    return pa.list_(pa.field("element", kind), length)
+
+
+_BOX = _list(pa.float32(), 4)
+_RLE = pa.struct([("size", _list(pa.int32())), ("counts", pa.string())])
+_OBJECT = pa.struct(
+    [
+        ("ann_id", pa.int64()),
+        ("category_id", pa.int64()),
+        ("label", pa.string()),
+        ("box", _BOX),
+        ("area", pa.float64()),
+        ("iscrowd", pa.bool_()),
+        ("patches", pa.binary()),
+        ("rle", _RLE),
+    ]
+)
+_REFERENCE = pa.struct(
+    [
+        ("ref_id", pa.int64()),
+        ("sent_id", pa.int64()),
+        ("text", pa.string()),
+        ("objects", _list(pa.int32())),
+        ("written", pa.string()),
+    ]
+)
+_CAPTION = pa.struct(
+    [("text", pa.string()), ("objects", _list(pa.int32())), ("id", pa.int64()), ("written", pa.string())]
+)
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_GRID = pa.struct([("grid_h", pa.int32()), ("grid_w", pa.int32())])
+_COLUMNS = [
+    ("key", pa.string()),
+    ("source", pa.string()),
+    ("split", pa.string()),
+    ("image_id", pa.string()),
+    ("image", _IMAGE),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("grid_h", pa.int32()),
+    ("grid_w", pa.int32()),
+    ("objects", _list(_OBJECT)),
+    ("references", _list(_REFERENCE)),
+    ("captions", _list(_CAPTION)),
+    ("messages", _list(_MESSAGE)),
+    ("more_images", _list(_IMAGE)),
+    ("more_grids", _list(_GRID)),
+    ("sha256", pa.string()),
+    ("look", pa.string()),
+]
+OPTIONAL_COLUMNS = ("messages", "more_images", "more_grids", "sha256", "look")
+"""Columns that are later than the others: sets prepared before have shards without them.
+
+``messages``: turns in order, roles ``system``, ``user`` and ``assistant``; each ``<image>`` in a user's content stands
+for the next picture. ``more_images``, ``more_grids``: the second and later pictures and their patch grids. A
+conversation without pictures has a null ``image``, and 0 as width, height and grid. ``sha256``, ``look``: what the
+(first) image is recognised by in other sets, see ``pipelines.dedup.hashes``. ``written``, in references and captions:
+the text as its source writes it, where spaces, line breaks or malformed tags make that another one than ``text``.
+"""
+IMAGE_COLUMNS = ("image", "more_images")
+"""Columns that hold encoded images, as against the small ones."""
+
+REJECT_KINDS = ("image", "object", "reference", "caption", "conversation")
+
+REJECT_REASONS = {
+    "image_missing": "the file is not where the annotations say",
+    "image_unreadable": "the file is not an image, or is cut off",
+    "image_too_large": "the image has more pixels than the budget",
+    "image_aspect_ratio": "the sides differ by more than a factor of 200",
+    "image_malformed": "the entry lacks an id or a file name, or has them in a wrong form",
+    "image_outside_root": "the file name leads out of the image folder",
+    "image_not_listed": "it belongs to an image that the annotation file does not list",
+    "image_rejected": "its image was rejected",
+    "duplicate_image_id": "an earlier image has the same id",
+    "size_mismatch": "width and height of the annotation file are not those of the image, turned or not",
+    "annotation_malformed": "a field is missing or has a wrong form",
+    "duplicate_annotation_id": "an earlier annotation of the image has the same id",
+    "category_unknown": "its category is not listed",
+    "box_degenerate": "the box has no area, or is not four finite numbers",
+    "box_outside_image": "the box lies outside the image",
+    "mask_degenerate": "no polygon has three points with finite coordinates near the image",
+    "mask_damaged": "the run-length mask cannot be read",
+    "mask_size_mismatch": "the run-length mask has another size than the image",
+    "object_missing": "the annotation that it refers to does not exist in its image",
+    "object_fake": "it is marked as drawn or printed, and fakes are not wanted",
+    "object_rejected": "the annotation that it refers to was rejected",
+    "reference_malformed": "a field is missing or has a wrong form",
+    "sentence_blank": "the sentence has no text",
+    "caption_malformed": "it is not text, or has placeholders of its own",
+    "caption_blank": "the caption has no text",
+    "caption_unfinished": "the grounded caption ends in the middle of a sentence",
+    "question_unknown": "the question is none of detection, referring and description",
+    "conversation_malformed": "the entry has neither messages nor conversations, or a turn lacks role or text",
+    "role_unknown": "a turn's role is none of system, user (human) and assistant (gpt)",
+    "roles_out_of_order": "user and assistant do not alternate, or the last turn is not the assistant's",
+    "answer_empty": "a turn of the assistant has no text",
+    "image_marker_mismatch": "the number of <image> markers is not the number of pictures",
+    "content_unsupported": "a turn holds something other than text and pictures",
+}
+"""Reasons for rejects (a closed list) and what they mean."""
+
+assert set(IMAGE_REASONS) <= set(REJECT_REASONS)
+
+REJECT_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("ann_id", pa.int64()),
+        pa.field("item_id", pa.int64()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ],
+    metadata={"padt_schema_version": str(SCHEMA_VERSION)},
+)
+"""One row for each reject. ``ann_id``: annotation that it is or refers to; ``item_id``: its sentence or caption id."""
+
+
+def _features(kind: pa.DataType) -> Any:
+    """Hugging Face's description of an Arrow type (the form that old and new versions of ``datasets`` read)."""
+    if pa.types.is_struct(kind):
+        return {field.name: _features(field.type) for field in kind}
+    if pa.types.is_fixed_size_list(kind):
+        return {"feature": _features(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
+    if pa.types.is_list(kind):
+        return [_features(kind.value_type)]
+    # NumPy's names, where Arrow has its own.
+    return {"dtype": {"float": "float32", "double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
+
+
+def _shard_schema() -> pa.Schema:
+    features = {name: _features(kind) for name, kind in _COLUMNS}
+    features["image"] = {"_type": "Image"}
+    features["more_images"] = [{"_type": "Image"}]
+    metadata = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        "padt_schema_version": str(SCHEMA_VERSION),
+    }
+    return pa.schema([pa.field(name, kind) for name, kind in _COLUMNS], metadata=metadata)
+
+
+SHARD_SCHEMA = _shard_schema()
+"""Columns of a shard, with the feature metadata that lets Hugging Face ``datasets`` show the pictures."""
+
+
+def leaf_columns(schema: pa.Schema) -> list[str]:
+    """Dotted Parquet paths of the leaf columns, as the writer's per-column settings name them."""
+
+    def walk(name: str, kind: pa.DataType) -> list[str]:
+        if pa.types.is_struct(kind):
+            return [leaf for field in kind for leaf in walk(f"{name}.{field.name}", field.type)]
+        if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+            return walk(f"{name}.list.element", kind.value_type)
+        return [name]
+
+    return [leaf for field in schema for leaf in walk(field.name, field.type)]

@@ -1,0 +1,1 @@
+"""Files wherever they lie: local disks, object stores, the web, archives."""

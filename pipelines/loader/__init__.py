@@ -1,0 +1,1 @@
+"""From prepared sets to training batches: mixture, order, views, batches, readers."""

@@ -1,0 +1,284 @@
+"""Preparation: raw annotations and images to a data set of shards.
+
+``prepare`` plans, runs one task for each shard that is not yet complete (on Ray Data, or in this process), and finishes
+with the report and, last of all, the manifest. Killed at any moment, the same call does only what is left.
+"""
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from padt.errors import UserError
+from pipelines.dataset.manifest import MANIFEST_NAME, Manifest, SourceFile, open_set
+from pipelines.dataset.schema import REJECT_KINDS, SCHEMA_VERSION
+from pipelines.dedup.exclude import Exclusion, load_compared, load_exclusion
+from pipelines.inspection.report import REPORT_NAME
+from pipelines.io.storage import Folder, hash_file, is_local, transport_errors
+from pipelines.prepare.finalize import finish
+from pipelines.prepare.images import ImageFolders
+from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
+from pipelines.prepare.plan import PLAN_NAME, WORK, SetPlan, cut_shards, locate_images, plan_hash, write_groups
+from pipelines.prepare.rows import RowContext
+from pipelines.prepare.shards import ShardResult, ShardTask, finished, write_rejects, write_shard
+from pipelines.sources.base import Source
+
+__all__ = ["Execute", "PlanSummary", "PrepareOptions", "Progress", "execute_here", "execute_on_ray", "prepare"]
+
+log = logging.getLogger(__name__)
+
+# Images that one core checks and writes in a second, for the first estimate of the time.
+_IMAGES_PER_SECOND = 150
+_UNPLACED = "rejected/unplaced.parquet"
+
+Execute = Callable[[Sequence[ShardTask]], Iterable[ShardResult]]
+
+
+def prepare(
+    options: PrepareOptions,
+    *,
+    execute: Execute | None = None,
+    on_read: Callable[[int], None] | None = None,
+    on_plan: Callable[[PlanSummary], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Manifest:
+    """Prepare a data set.
+
+    A finished set with the same sources and options is returned as it is; one that was begun is completed.
+
+    Args:
+        options: what to prepare, and how.
+        execute: runs the shards' tasks and yields results in any order; Ray Data if not given.
+        on_read: called with the number of annotations read so far, while the plan is made.
+        on_plan: called once before the work starts.
+        on_progress: called after each shard.
+
+    Raises:
+        UserError: a source file is missing, damaged or not of its format; no image is where it should be; ``out`` holds
+            something else; there is no room.
+    """
+    folder, source = Folder(options.out), options.open_source()
+    folder.check_target()
+    exclusion = load_exclusion(options.exclude, options.out)
+    against = [load_compared(spec, options.out) for spec in options.against]
+    sources = [
+        SourceFile(role=role, path=url, bytes=size, sha256=digest)  # type: ignore[arg-type]
+        for role, url in source.files()
+        for size, digest in [hash_file(url, f"The file of {role}")]
+    ]
+    wanted = _hash(options, sources, exclusion)
+    done = _finished_set(options, folder, wanted)
+    if done is not None:
+        return done
+    plan = _begun_plan(options, folder, wanted) or _make_plan(options, folder, source, sources, wanted, on_read)
+    context = RowContext(
+        name=options.set_name,
+        split=options.split,
+        categories=dict(plan.categories),
+        policy=options.policy,
+        copy_images=options.images_mode == "copy",
+    )
+    tasks = [ShardTask(options.out, number, plan.shards, context, exclusion) for number in range(plan.shards)]
+    results = _run(options, folder, plan, tasks, execute, on_plan, on_progress)
+    return finish(options, plan, tasks, [results[task.number] for task in tasks], exclusion, against)
+
+
+def execute_here(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
+    """Run the tasks one after the other in this process, without Ray."""
+    for task in tasks:
+        yield write_shard(task)
+
+
+def execute_on_ray(tasks: Sequence[ShardTask], num_cpus: int | None = None) -> Iterator[ShardResult]:
+    """Run the tasks on Ray Data, one task a shard, and yield results as they come.
+
+    Connects to the cluster of ``RAY_ADDRESS``, or starts Ray on this machine, where the program has not done so.
+
+    Raises:
+        UserError: an image or group file could not be read, or the result could not be written.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    by_number = {task.number: task for task in tasks}
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = ray.data.from_items([{"shard": number} for number in by_number], override_num_blocks=len(tasks))
+
+    def work(row: dict[str, Any]) -> dict[str, str]:
+        try:
+            return {"result": write_shard(by_number[row["shard"]]).to_json(), "error": ""}
+        except UserError as error:
+            # Ray would wrap it in a page of traceback.
+            return {"result": "", "error": str(error)}
+        except transport_errors() as error:
+            said = f"A shard could not be written: {error}. Mend that and run the command again."
+            return {"result": "", "error": said}
+
+    mapped = rows.map(work, concurrency=num_cpus) if num_cpus else rows.map(work)
+    for row in mapped.iter_rows():
+        if row["error"]:
+            raise UserError(row["error"])
+        yield ShardResult.from_json(row["result"])
+
+
+def _hash(options: PrepareOptions, sources: Sequence[SourceFile], exclusion: Exclusion | None) -> str:
+    # Named only where there are some: sets that were made before lists existed stay what they are.
+    excluded = {} if exclusion is None else {"exclude": exclusion.digest}
+    return plan_hash(
+        excluded
+        | {
+            "schema_version": SCHEMA_VERSION,
+            "source": options.source,
+            "name": options.set_name,
+            "split": options.split,
+            "reference_split": options.reference_split,
+            "drop_fakes": options.drop_fakes,
+            "policy": options.policy.to_dict(),
+            "images": list(options.image_folders),
+            "images_mode": options.images_mode,
+            "shard_bytes": options.shard_bytes,
+            "rows_per_shard": options.rows_per_shard,
+            "files": [[source.role, source.sha256] for source in sources],
+        }
+    )
+
+
+def _finished_set(options: PrepareOptions, folder: Folder, wanted: str) -> Manifest | None:
+    """The finished set that is asked for, or None; clears the folder where that is allowed and needed."""
+    names = folder.names()
+    if not names:
+        return None
+    if options.overwrite:
+        _clear(options, folder, names)
+        return None
+    if MANIFEST_NAME in names:
+        manifest = open_set(options.out)
+        if manifest.plan != wanted:
+            raise UserError(
+                f"{options.out} holds a finished data set made from other files or options: give another --out, or "
+                "--overwrite to replace it."
+            )
+        log.info("%s is already prepared: %d rows", options.out, manifest.counts.rows)
+        folder.remove(WORK)
+        return manifest
+    if WORK not in names:
+        raise UserError(f"{options.out} holds something that is not a data set: give an empty or new folder as --out.")
+    return None
+
+
+def _clear(options: PrepareOptions, folder: Folder, names: Sequence[str]) -> None:
+    known = {MANIFEST_NAME, REPORT_NAME, WORK, "shards", "rejected", "excluded"}
+    if not set(names) & {MANIFEST_NAME, WORK}:
+        raise UserError(
+            f"{options.out} holds something that is not a data set, so --overwrite does not touch it: "
+            "give another --out, or empty the folder."
+        )
+    # The manifest first: from here on the set is not there.
+    for name in sorted(known & set(names), key=lambda name: name != MANIFEST_NAME):
+        folder.remove(name)
+
+
+def _begun_plan(options: PrepareOptions, folder: Folder, wanted: str) -> SetPlan | None:
+    try:
+        plan = SetPlan(**json.loads(folder.read(PLAN_NAME)))
+    except FileNotFoundError:
+        return None
+    if plan.hash != wanted:
+        raise UserError(
+            f"{options.out} holds a data set that was begun with other files or options: give another --out, or "
+            "--overwrite to start afresh."
+        )
+    log.info("%s was begun before: doing what is left", options.out)
+    return plan
+
+
+def _make_plan(options, folder: Folder, source: Source, sources: Sequence[SourceFile], wanted: str, on_read) -> SetPlan:
+    header = source.header()
+    images, rejects = locate_images(header, ImageFolders(options.image_folders))
+    _check_found(options, images)
+    images.sort(key=lambda image: f"{options.set_name}/{options.split}/{image.entry.image_id}")
+    shards = cut_shards(images, options.shard_bytes, options.rows_per_shard, options.images_mode == "copy")
+    total = sum(image.bytes or 0 for image in images)
+    _check_room(options, folder, total)
+    rejected_images = {reject.image_id for reject in rejects}
+    unplaced, counts = write_groups(folder, shards, source, options.policy, rejected_images, on_piece=on_read)
+    rejects = [*header.rejects, *rejects, *unplaced]
+    if rejects:
+        context = RowContext(options.set_name, options.split, {}, options.policy)
+        write_rejects(folder, _UNPLACED, rejects, context)
+    counts["image"] = len(header.images) + len(header.rejects)
+    plan = SetPlan(
+        hash=wanted,
+        shards=len(shards),
+        images=len(images),
+        missing=sum(image.bytes is None for image in images),
+        bytes=total,
+        input={kind: counts[kind] for kind in REJECT_KINDS},
+        categories=[(category.id, category.name) for category in header.categories],
+        sources=[each.model_dump() for each in sources],
+        rejected=dict(Counter(reject.kind for reject in rejects)),
+        rejects=dict(Counter(reject.reason for reject in rejects)),
+        repairs=dict(header.repairs),
+    )
+    folder.write(PLAN_NAME, json.dumps(plan.__dict__, indent=1).encode())
+    return plan
+
+
+def _check_found(options: PrepareOptions, images) -> None:
+    if not images:
+        raise UserError(f"No image of {options.annotations} has a usable file name: check its section 'images'.")
+    # Without a listing (https) nothing is known before the images are fetched.
+    if all(image.bytes is None for image in images) and not images[0].url.startswith(("http://", "https://")):
+        folders = ", ".join(options.image_folders)
+        raise UserError(
+            f"None of the {len(images)} images of {options.annotations} lies under {folders} "
+            f"(the first is looked for as {images[0].entry.file_name}): check --images."
+        )
+
+
+def _check_room(options: PrepareOptions, folder: Folder, total: int) -> None:
+    free = _free_bytes(folder)
+    if options.images_mode == "copy" and free is not None and free < total:
+        raise UserError(
+            f"{options.out} has {free / 1e9:.1f} GB free and the images take {total / 1e9:.1f} GB: "
+            "free space, give another --out, or link the images (--link)."
+        )
+
+
+def _free_bytes(folder: Folder) -> int | None:
+    if not is_local(folder.fs):
+        return None
+    folder.fs.makedirs(folder.path(), exist_ok=True)
+    return shutil.disk_usage(folder.path()).free
+
+
+def _run(options, folder, plan, tasks, execute, on_plan, on_progress) -> dict[int, ShardResult]:
+    results = {task.number: result for task in tasks if (result := finished(task)) is not None}
+    left = [task for task in tasks if task.number not in results]
+    summary = PlanSummary(
+        out=options.out,
+        images=plan.images,
+        missing=plan.missing,
+        pieces={kind: plan.input[kind] for kind in REJECT_KINDS if kind != "image"},
+        bytes=plan.bytes,
+        shards=plan.shards,
+        done=len(results),
+        seconds=plan.images * len(left) / plan.shards / _IMAGES_PER_SECOND,
+        free_bytes=_free_bytes(folder),
+    )
+    log.debug("plan: %s", summary)
+    if on_plan is not None:
+        on_plan(summary)
+    if left:
+        execute = execute or (lambda todo: execute_on_ray(todo, options.num_cpus))
+        for result in execute(left):
+            results[result.number] = result
+            if on_progress is not None:
+                on_progress(Progress(len(results), plan.shards))
+    lost = [task.path for task in tasks if task.number not in results]
+    if lost:
+        raise UserError(f"{len(lost)} shards were not written (the first is {lost[0]}): run the command again.")
+    return results

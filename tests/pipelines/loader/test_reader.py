@@ -1,0 +1,127 @@
+"""Training reader: exact on resume, the same with and without Ray, clear about broken rows."""
+
+import numpy as np
+import pytest
+
+from padt.checkpoints.loading import load_processor
+from padt.data.image import ResizePolicy
+from padt.data.tasks import TaskOptions
+from padt.errors import UserError
+from pipelines.loader.augment import AugmentOptions
+from pipelines.loader.batching import Batching
+from pipelines.loader.mixture import SetSpec
+from pipelines.loader.plan import make_plan
+from pipelines.loader.reader import ReaderOptions, TrainingReader
+from tests.jobs.tiny_model import write_tiny_model
+from tests.pipelines.mini_set import scene_row, write_mini_set, write_set
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory):
+    return write_mini_set(tmp_path_factory.mktemp("sets") / "mini", 12)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def read(model, url, start, stop, *, rank=0, world_size=1, **options):
+    plan = make_plan([SetSpec(url)], seed=1, batch_size=4, world_size=world_size, policy=ResizePolicy())
+    reader = TrainingReader(
+        plan, rank, model, TaskOptions(), start=start, stop=stop, options=ReaderOptions(**{"ray": False, **options})
+    )
+    return list(reader)
+
+
+def assert_equal(first, second):
+    for (number, batch), (other_number, other) in zip(first, second, strict=True):
+        assert number == other_number
+        assert batch.keys == other.keys and batch.tasks == other.tasks
+        assert np.array_equal(batch.input_ids, other.input_ids)
+        assert np.array_equal(batch.pixels, other.pixels)
+        assert np.array_equal(batch.objects.vrt_patches, other.objects.vrt_patches)
+
+
+def test_a_restart_reads_the_next_batches(mini, model):
+    # After a kill at batch 6 a run must see exactly what it would have seen.
+    whole = read(model, mini, 0, 10)
+    assert [number for number, _ in whole] == list(range(10))
+    assert_equal(whole[6:], read(model, mini, 6, 10))
+
+
+def test_draws_change_from_epoch_to_epoch(mini, model):
+    plan = make_plan([SetSpec(mini, {"detect": 1.0})], seed=1, batch_size=12, world_size=1, policy=ResizePolicy())
+    reader = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=2, options=ReaderOptions(ray=False))
+    (_, first), (_, second) = reader
+    assert sorted(first.keys) == sorted(second.keys)
+    rows = [[tuple(b.input_ids[b.keys.index(key)].tolist()) for key in sorted(b.keys)] for b in (first, second)]
+    assert sum(a != b for a, b in zip(*rows, strict=True)) >= 10
+
+
+def test_waiting_is_measured(mini, model):
+    plan = make_plan([SetSpec(mini)], seed=1, batch_size=4, world_size=1, policy=ResizePolicy())
+    reader = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=3, options=ReaderOptions(ray=False))
+    list(reader)
+    assert 0 < reader.wait_seconds < 60
+
+
+def test_a_broken_image_is_named(model, tmp_path):
+    # With thousands of shards "cannot identify image file" alone would not help anybody.
+    row = scene_row(3)
+    row["image"]["bytes"] = row["image"]["bytes"][:200]
+    url = write_set(tmp_path / "broken", [row])
+    with pytest.raises(UserError, match=r"mini/train/3.*shards/00000\.parquet"):
+        read(model, url, 0, 1)
+
+
+def test_a_missing_shard_is_named(mini, model, tmp_path):
+    url = write_mini_set(tmp_path / "set", 4)
+    plan = make_plan([SetSpec(url)], seed=1, batch_size=4, world_size=1, policy=ResizePolicy())
+    (tmp_path / "set" / "shards" / "00000.parquet").unlink()
+    with pytest.raises(UserError, match=r"mini/train/\d.*shards/00000\.parquet"):
+        list(TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=1, options=ReaderOptions(ray=False)))
+
+
+def test_linked_images_are_read_where_they_lie(mini, model, tmp_path):
+    # Sets of link mode hold paths; a moved folder must be named with the row that misses it.
+    rows = [scene_row(i) for i in range(2)]
+    for row in rows:
+        path = tmp_path / row["image"]["path"]
+        path.write_bytes(row["image"]["bytes"])
+        row["image"] = {"bytes": None, "path": str(path)}
+    url = write_set(tmp_path / "links", rows)
+    assert len(read(model, url, 0, 2)) == 2
+    for row in rows:
+        (tmp_path / row["image"]["path"]).unlink()
+    with pytest.raises(UserError, match=r"mini/train/\d.*does not exist"):
+        read(model, url, 0, 1)
+
+
+@pytest.mark.slow
+def test_ray_reads_the_same_batches(ray_cluster, mini, model, tmp_path):
+    # Two processes and several segments must neither reorder nor lose a batch.
+    expected = read(model, mini, 3, 12, rank=1, world_size=2)
+    got = read(model, mini, 3, 12, rank=1, world_size=2, ray=True, processes=2, batches_per_task=2, segment=5)
+    assert_equal(expected, got)
+    # So with everything that shapes a batch switched on, from within a run.
+    specs = [SetSpec(mini, {"detect": 1.5, "refer": 1}, sentences_per_sample=2, negatives={"refer": 0.3})]
+    options = {
+        "augment": AugmentOptions(flip=0.5, crop=0.5),
+        "batching": Batching(600),
+        "measure": load_processor(model),
+    }
+    plan = make_plan(specs, seed=1, batch_size=8, world_size=2, policy=ResizePolicy(), **options)
+    expected, got = (
+        list(
+            TrainingReader(plan, 1, model, TaskOptions(), start=5, stop=12, options=ReaderOptions(ray=ray, processes=2))
+        )
+        for ray in (False, True)
+    )
+    assert_equal(expected, got)
+    assert [batch.weight for _, batch in expected] == [batch.weight for _, batch in got]
+    # An error in a reading process arrives as what it is.
+    row = scene_row(3)
+    row["image"]["bytes"] = b"no image"
+    with pytest.raises(UserError, match="mini/train/3"):
+        read(model, write_set(tmp_path / "broken", [row]), 0, 1, ray=True)
