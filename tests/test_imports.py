@@ -17,7 +17,7 @@ ALLOWED = {
     "jobs": {"padt", "pipelines", "jobs"},
 }
 # `padt serve` is the one verb whose work lies in the room that jobs does not know.
-EXCEPTIONS = {("jobs/serve.py", "serve")}
+EXCEPTIONS = {("jobs/inference/serve.py", "serve")}
 HEAVY = ("ray", "deepspeed", "mlflow", "torchvision", "flash_attn", "pycocotools")
 
 

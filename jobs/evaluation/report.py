@@ -119,7 +119,7 @@ def contact_sheet_of(data: EvalSet, records: Sequence[Mapping[str, Any]], pictur
     Returns:
         A Pillow image, or None where no sample can be drawn.
     """
-    from jobs.drawing import found_objects, readable
+    from jobs.inference.drawing import found_objects, readable
     from padt.drawing.objects import contact_sheet, draw_objects
 
     by_id = {record["id"]: record for record in records}
@@ -168,7 +168,7 @@ def _true_objects(row: Mapping[str, Any], sample: EvalSample) -> list[Any]:
 
 
 def _true_text(row: Mapping[str, Any], sample: EvalSample) -> str | None:
-    from jobs.drawing import readable
+    from jobs.inference.drawing import readable
 
     return readable(row["captions"][0]["text"]) if sample.task == "caption" else None
 

@@ -23,7 +23,7 @@ from tests.pipelines.coco_files import content_of
 
 _RUN = """
 import sys
-from jobs.prepare import run_prepare
+from jobs.data.prepare import run_prepare
 from pipelines.prepare.run import PrepareOptions
 options = PrepareOptions(annotations=sys.argv[1], images=sys.argv[2], out=sys.argv[3], rows_per_shard=int(sys.argv[4]))
 run_prepare(options)

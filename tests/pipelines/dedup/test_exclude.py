@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.cli import main
+from jobs.cli.main import main
 from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest
 from pipelines.dedup.exclude import load_exclusion, split_spec, write_exclude_list

@@ -7,7 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from jobs.cli import main
+from jobs.cli.main import main
 from padt.errors import UserError
 from pipelines.dataset.read import spread_rows
 from pipelines.inspection.inspect import inspect

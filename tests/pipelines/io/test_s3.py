@@ -153,7 +153,7 @@ def test_the_command_and_its_workers_find_the_store(store, raw):
     _, place = raw
     words = ["prepare", "coco", "-a", f"{place}/raw/instances.json", "-i", f"{place}/raw/images", "-o", f"{place}/set"]
     run = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *words, "--rows-per-shard", "3"],
+        [sys.executable, "-m", "jobs.cli.main", *words, "--rows-per-shard", "3"],
         capture_output=True,
         text=True,
         env=os.environ,

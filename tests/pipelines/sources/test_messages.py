@@ -339,7 +339,7 @@ def test_linked_pictures_of_a_conversation_are_read_where_they_lie(folder, model
 def test_the_command_prepares_real_photographs_on_ray(samples, tmp_path, ray_cluster):
     from typer.testing import CliRunner
 
-    from jobs.cli import app
+    from jobs.cli.main import app
 
     names = sorted(path.name for path in (samples / "coco" / "val2017").iterdir())[:6]
     rows = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import pipelines.toy
-from jobs.toy_base import BaseRecipe, Conversations, toy_processor
+from jobs.training.toy_base import BaseRecipe, Conversations, toy_processor
 from pipelines.toy.model_config import toy_config
 from pipelines.toy.tokenizer import build_tokenizer
 

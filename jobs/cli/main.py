@@ -1,0 +1,286 @@
+"""The command line `padt`: a thin dispatcher.
+
+Each verb imports what it needs when it runs, so that help is instant and `padt predict` works where only the model
+library is installed.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from jobs.cli.calibrate import app as calibrate_app
+from jobs.cli.data import app as data_app
+from jobs.cli.explain import app as explain_app
+from jobs.cli.export import app as export_app
+from jobs.cli.models import app as models_app
+from jobs.cli.prepare import app as prepare_app
+from jobs.common import console
+from jobs.common.console import examples
+from padt import __version__
+from padt.errors import UserError
+
+# In the order of the help, with the extra that brings the packages which a verb may miss.
+EXTRAS = {
+    "demo": "all",
+    "prepare": "data",
+    "inspect": "data",
+    "exclude-list": "data",
+    "export-data": "data",
+    "train": "train",
+    "run": "all",
+    "evaluate": "eval",
+    "calibrate": "eval",
+    "compare": "train",
+    "register": "train",
+    "predict": "train",  # only for models of the registry
+    "explain": "train",
+    "export": "train",  # only for models of the registry
+    "serve": "serve",
+    "submit": "train",
+}
+VERBS = tuple(EXTRAS)
+INTERRUPTED = 130  # what shells give a process that Ctrl-C has ended
+
+
+class InOrderOfUse(TyperGroup):
+    """Lists the verbs in the order in which a user meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all verbs; those that ``VERBS`` does not know come last."""
+        return sorted(self.commands, key=lambda name: VERBS.index(name) if name in VERBS else len(VERBS))
+
+
+app = typer.Typer(
+    name="padt",
+    cls=InOrderOfUse,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="**PaDT on Ray**: from raw annotations to a served model that answers with pieces of the picture.\n\n"
+    "Start with `padt demo` (about ten minutes on two cores); every verb's `--help` shows examples.",
+)
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(data_app)
+app.add_typer(models_app)
+app.add_typer(export_app)
+app.add_typer(calibrate_app)
+app.add_typer(explain_app)
+
+OPTIONAL_PACKAGES = {
+    *("ray", "deepspeed", "accelerate", "mlflow"),
+    *("pyarrow", "fsspec", "pydantic", "pycocotools", "faster_coco_eval"),
+    *("fastapi", "starlette", "multipart"),
+}
+
+# What libraries are told, unless the user has said otherwise.
+ENVIRONMENT = {
+    # No reports home, and no bars of their own between ours.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Serve kills a proxy that is not up within 5 seconds, which a busy small machine does not keep.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, by dotted path.")]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="Run folder in place of the recipe's own; any URL.")]
+Redo = Annotated[
+    list[str] | None, typer.Option(help="Stage to make again, with everything that builds on it; repeatable.")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 (failure), 2 (wrong use or input), 130 (interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = app(words, standalone_mode=False)
+    except UserError as error:
+        console.fail(str(error))
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in OPTIONAL_PACKAGES:
+            raise
+        verb = next((word for word in words if not word.startswith("-")), "")
+        console.fail(f"'padt {verb}' needs {package}: pip install 'padt[{EXTRAS.get(verb, 'all')}]'")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except Exception as error:
+        # Click's own errors (typer vendors them under another name in some versions): wrong options and arguments.
+        if not hasattr(error, "format_message"):
+            raise
+        error.show()  # type: ignore[attr-defined]
+        return int(getattr(error, "exit_code", 2))
+    if status == INTERRUPTED:
+        console.fail("interrupted; run the same command again to go on")
+    return status if isinstance(status, int) else 0
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More log lines.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    """Options of all verbs."""
+    if version:
+        typer.echo(f"padt {__version__}")
+        raise typer.Exit
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    console.set_up_logging(verbose)
+
+
+@app.command(
+    epilog=examples(
+        "padt train --config toy_pretrain model=pipelines/toy/base output=runs/pretrain data.sets.0.url=runs/toy/train",
+        "padt train -c finetune_pro model=/models/Qwen2.5-VL-3B output=s3://bucket/run workers=8 gpu=true zero_stage=2",
+        "padt train -c finetune_lora model=/models/PaDT_Pro_3B output=runs/lora data.sets.0.url=data/own/train",
+    )
+)
+def train(
+    config: Annotated[str, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train one stage with Ray Train and DeepSpeed; run it again to go on after an interruption."""
+    from jobs.training.config import load_config
+    from jobs.training.train import run_train
+
+    result = run_train(load_config(config, overrides or ()))
+    rows = sorted(result.metrics.items())
+    console.out.print(console.table(f"{result.steps:,} steps in {result.seconds:.0f} s", ["metric", "last>"], rows))
+    console.out.print(f"model: {result.model_path}")
+
+
+@app.command(
+    epilog=examples(
+        "padt run toy",
+        "padt run toy finetune.optimizer.lr=1e-3 --output runs/higher-lr",
+        "padt run recipe.yaml --redo finetune",
+    )
+)
+def run(
+    recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a packaged recipe (toy).")],
+    overrides: Overrides = None,
+    output: Output = None,
+    redo: Redo = None,
+) -> None:
+    """Run the stages of a recipe that are not done yet.
+
+    A stage that was done under other options is never replaced silently: say `--redo STAGE`, or another `--output`.
+    """
+    from jobs.recipes.run import run_recipe
+
+    observer = console.StageLines()
+    result = run_recipe(recipe, overrides or (), output=output, redo=redo or (), observer=observer)
+    console.out.print(console.stages_table(result))
+    console.out.print(console.metrics_table("Scores", result.scores))
+    console.out.print(f"summary: {result.summary_path}")
+
+
+@app.command(
+    epilog=examples(
+        "padt serve models:/padt@champion",
+        'curl -F image=@photo.jpg -F task=detect -F names="person,dog" http://127.0.0.1:8000/v1/predict',
+    )
+)
+def serve(
+    model: Annotated[str, typer.Argument(help="Model folder, or a registered one: models:/padt@champion.")],
+    host: Annotated[str, typer.Option(help="Interface to listen on; 0.0.0.0 = all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    engine_replicas: Annotated[int, typer.Option(min=1)] = 1,
+    engine_gpus: Annotated[float, typer.Option(min=0, help="GPUs of one engine.")] = 0.0,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Most requests answered together.")] = 8,
+) -> None:
+    """Serve a model over HTTP until Ctrl-C."""
+    from jobs.inference.serve import Served, run_serve
+
+    def announce(served: Served) -> None:
+        console.out.print(f"{served.model} answers at {served.url}/v1/predict (description: {served.url}/docs)")
+
+    run_serve(
+        model,
+        host,
+        port,
+        announce,
+        engine_replicas=engine_replicas,
+        engine_gpus=engine_gpus,
+        max_batch_size=max_batch_size,
+        max_ongoing_requests=2 * max_batch_size,
+    )
+
+
+@app.command(
+    epilog=examples(
+        "padt submit toy --address http://HEAD:8265 --output s3://bucket/runs/toy",
+        "padt submit recipes/pro.yaml finetune.workers=16 --no-follow",
+    )
+)
+def submit(
+    recipe: Annotated[str, typer.Argument(help="Packaged name, or a YAML file inside the working directory.")],
+    overrides: Overrides = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Job address of the cluster's head.")
+    ] = "http://127.0.0.1:8265",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Run folder that the cluster can write to; any URL.")
+    ] = None,
+    redo: Redo = None,
+    working_dir: Annotated[str, typer.Option(help="Folder with the code, sent along (at most 100 MB).")] = ".",
+    submission_id: Annotated[str | None, typer.Option(help="In place of the one made from the arguments.")] = None,
+    follow: Annotated[bool, typer.Option(help="Pass the job's log on and wait for its end.")] = True,
+    again: Annotated[bool, typer.Option(help="Run it although the same submission has succeeded.")] = False,
+) -> None:
+    """Run a recipe as a Ray Job on a cluster; submitting the same thing again follows the job that runs."""
+    from jobs.recipes.submit import run_submit
+
+    result = run_submit(
+        recipe,
+        overrides or (),
+        address=address,
+        output=output,
+        working_dir=working_dir,
+        submission_id=submission_id,
+        redo=redo or (),
+        follow=follow,
+        again=again,
+        write=lambda text: typer.echo(text, nl=False),
+    )
+    console.err.print(f"{result.submission_id}: {result.status} {result.message}".rstrip())
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+@app.command(epilog=examples("padt demo", "padt demo --fresh finetune.steps=1200 --output runs/longer"))
+def demo(
+    overrides: Overrides = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="Run folder.")] = "runs/demo",
+    fresh: Annotated[bool, typer.Option(help="Throw an earlier demo away first.")] = False,
+) -> None:
+    """The whole story on two cores: data, training, scores, a registered model, pictures, a served answer.
+
+    Run it again to go on where it stopped, or to see the table once more.
+    """
+    from jobs.recipes.demo import run_demo
+
+    result = run_demo(output, overrides or (), fresh=fresh, observer=console.StageLines())
+    console.out.print(console.stages_table(result.recipe))
+    console.out.print(console.metrics_table("Held-out scores before and after each stage", result.shown_scores()))
+    tracking = result.recipe.tracking_uri
+    things = [
+        *(("picture", console.shorter(str(path))) for path in result.pictures),
+        ("scored answers", console.shorter(f"{result.recipe['evaluate'].folder}/predictions.jsonl")),
+        ("summary", console.shorter(result.recipe.summary_path)),
+        ("all runs", f"mlflow ui --backend-store-uri {tracking}"),
+        ("serve it", f"MLFLOW_TRACKING_URI={tracking} padt serve {result.model}"),
+    ]
+    console.out.print(console.table(f"Done in {result.seconds:.0f} s. Look at", ["what", "where or how"], things))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

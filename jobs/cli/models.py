@@ -1,0 +1,158 @@
+"""The verbs about models that are there already: evaluate, compare, predict, register."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from jobs.common import console
+from jobs.common.console import examples
+from padt.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "padt evaluate models:/padt@champion runs/demo/prepare/val --out runs/scores",
+        "padt evaluate runs/demo/finetune/model runs/coco-val --task detect --limit 100 --workers 2",
+    )
+)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder, or a registered one: models:/padt@champion.")],
+    data: Annotated[str, typer.Argument(help="Prepared set; any URL.")],
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for scores, answers and pictures.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="refer, detect or caption; repeatable. None = all that the set has.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors that answer; 0 = this process.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of a beam search; 1 = greedy.")] = 1,
+    forbid_repeats: Annotated[bool, typer.Option(help="No VRT twice in one group.")] = False,
+    released: Annotated[bool, typer.Option(help="Also score by the released scorers' protocols.")] = False,
+) -> None:
+    """Measure a model on a prepared set: REC and RES by sentence, detection and captions by image."""
+    from jobs.evaluation.evaluate import run_evaluate
+    from padt.inference.predict import GenerationSettings
+
+    result = run_evaluate(
+        model,
+        data,
+        task or None,
+        limit,
+        batch_size,
+        out,
+        settings=GenerationSettings(max_new_tokens=max_new_tokens, num_beams=num_beams, forbid_repeats=forbid_repeats),
+        workers=workers,
+        released=released,
+    )
+    for warning in result.warnings:
+        console.err.print(f"warning: {warning}")
+    title = f"{result.samples:,} questions in {result.seconds:.0f} s"
+    console.out.print(console.table(title, ["metric", "value>"], sorted(result.metrics.items())))
+    if result.out_dir:
+        console.out.print(f"results: {result.out_dir}")
+
+
+@app.command(
+    epilog=examples("padt compare runs/demo/evaluate_base runs/demo/evaluate", "padt compare models:/padt/1 runs/x")
+)
+def compare(
+    sources: Annotated[list[str], typer.Argument(help="Folders of `padt evaluate`, or models:/padt/VERSION.")],
+    contains: Annotated[str, typer.Option(help="Only metrics whose name contains this.")] = "",
+) -> None:
+    """Scores side by side."""
+    from jobs.registry.compare import run_compare
+
+    result = run_compare(sources, contains=contains)
+    rows = []
+    for metric, values in result.metrics.items():
+        best = result.best(metric)
+        cells = [console.number(value) for value in values]
+        rows.append([metric, *(Text(cell, "bold" if place == best else "") for place, cell in enumerate(cells))])
+    console.out.print(console.table("Scores", ["metric", *(f"{source}>" for source in result.sources)], rows))
+    for warning in result.warnings:
+        console.err.print(f"warning: {warning}")
+
+
+@app.command(
+    epilog=examples(
+        'padt predict photo.jpg --model models:/padt@champion --detect "person,dog" --out answers',
+        'padt predict photo.jpg --model runs/demo/finetune/model --refer "the red circle"',
+        'padt predict before.jpg after.jpg --together --model models:/padt@champion --ask "What has changed?"',
+    )
+)
+def predict(
+    images: Annotated[list[str], typer.Argument(help="Pictures.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model folder, or models:/padt@champion.")],
+    detect: Annotated[str | None, typer.Option(help="Classes to find, separated by commas.")] = None,
+    refer: Annotated[str | None, typer.Option(help="A sentence that describes one object.")] = None,
+    caption: Annotated[bool, typer.Option("--caption", help="Describe the picture.")] = False,
+    ask: Annotated[str | None, typer.Option(help="Any other words.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Folder for JSON and pictures; none = JSON here.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of a beam search; 1 = greedy.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 = the likeliest answer, else sampling.")] = 0.0,
+    forbid_repeats: Annotated[bool, typer.Option(help="No VRT twice in one group.")] = False,
+    together: Annotated[bool, typer.Option("--together", help="One question about all pictures.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered at the same time.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
+) -> None:
+    """Ask a model about pictures: JSON, and pictures with boxes, masks, VRT patches and scores."""
+    import json
+
+    from jobs.inference.predict import make_request, run_predict
+
+    request = make_request(detect, refer, caption, ask)
+
+    from padt.inference.predict import GenerationSettings
+
+    results = run_predict(
+        model,
+        images,
+        request,
+        out,
+        settings=GenerationSettings(
+            max_new_tokens=max_new_tokens, num_beams=num_beams, temperature=temperature, forbid_repeats=forbid_repeats
+        ),
+        batch_size=batch_size,
+        together=together,
+        load_options={"device": device} if device else None,
+    )
+    for number, result in enumerate(results):
+        if out is None and together and number:
+            break
+        if out is None:
+            typer.echo(json.dumps(result.record, ensure_ascii=False))
+            continue
+        found = ", ".join(f"{thing['label']} {thing['score']:.2f}" for thing in result.objects)
+        console.out.print(f"{result.image}: {found or result.record['text']} -> {result.picture_path}")
+
+
+@app.command(
+    epilog=examples(
+        "padt register runs/toy/finetune/model --evaluation runs/toy/evaluate",
+        "padt register models:/padt/2 --alias champion --force",
+    )
+)
+def register(
+    model: Annotated[str, typer.Argument(help="Model folder, or models:/padt/3 for a version that is there already.")],
+    evaluation: Annotated[
+        list[str] | None, typer.Option("--evaluation", "-e", help="Folder of `padt evaluate`; repeatable.")
+    ] = None,
+    alias: Annotated[str, typer.Option(help="champion (through the gate), candidate, or any other.")] = "champion",
+    force: Annotated[bool, typer.Option(help="Give the alias against the gate's objections.")] = False,
+) -> None:
+    """Enter a model with its scores in the MLflow registry, and promote it if it passes the gate."""
+    from jobs.registry.register import run_register
+
+    version = run_register(model, alias=alias, evaluations=evaluation or (), force=force)
+    for objection in version.objections:
+        console.err.print(f"gate: {objection}")
+    console.out.print(f"{version.uri} ({', '.join(version.aliases) or 'no alias'}): {version.source}")
+    if not version.promoted:
+        raise UserError(f"Version {version.version} did not become {alias}: see the gate's objections, or use --force.")

@@ -1,0 +1,1 @@
+"""What all verbs share: references to models, Ray and MLflow sessions, console."""

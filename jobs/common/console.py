@@ -1,0 +1,117 @@
+"""How the command line looks: tables, progress lines, log lines. Nothing here knows what a verb does."""
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from jobs.recipes.records import Observer, RecipeResult, StageRecord
+
+# Results go to stdout; everything about how it goes goes to stderr, so that output can be piped.
+# What users' files say is printed as it is: a class called "[/b]" is no markup.
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False)
+
+ROOMS = ("jobs", "pipelines", "padt", "serve")
+
+
+# Libraries whose warnings are no news to a user: the local Ray's token, MLflow's tables.
+_QUIET = ("ray._private.authentication", "alembic", "mlflow.store.db.utils")
+
+
+def set_up_logging(verbose: bool = False) -> None:
+    """Show the log lines of this project's rooms on stderr, and of other libraries only warnings."""
+    handler = RichHandler(console=err, show_path=False, show_level=False, log_time_format="[%X]")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        for library in _QUIET:
+            logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table; columns ending in ``>`` are right-aligned, numbers are written for people, ``Text`` keeps its style."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        drawn.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(value if isinstance(value, Text) else number(value) for value in row))
+    return drawn
+
+
+def metrics_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table:
+    """Metrics by row, evaluations by column; ``scores[evaluation][metric]``."""
+    names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
+    folders = {name.rpartition("/")[0] for name in names}
+    # One set: its name goes into the title, not in front of every metric.
+    shared = f"{folders.pop()}/" if len(folders) == 1 else ""
+    title = f"{title} ({shared}...)" if shared else title
+    rows = [[name.removeprefix(shared), *(metrics.get(name, "") for metrics in scores.values())] for name in names]
+    return table(title, ["metric", *(f"{evaluation}>" for evaluation in scores)], rows)
+
+
+def stages_table(result: RecipeResult) -> Table:
+    """What each stage of a recipe made, where, and how long it took."""
+    rows = [
+        [
+            record.name,
+            record.kind,
+            f"{record.seconds:,.1f}",
+            "already done" if record.skipped else "done",
+            shorter(record.folder),
+        ]
+        for record in result.stages
+    ]
+    return table(f"Recipe {result.name}", ["stage", "kind", "seconds>", "", "folder"], rows)
+
+
+class StageLines(Observer):
+    """Tells on stderr which stage begins and how it ended."""
+
+    def __init__(self) -> None:
+        super().__init__(self._begin, self._end)
+
+    def _begin(self, name: str, position: int, count: int) -> None:
+        err.rule(Text(f"{position}/{count} {name}", "bold"), align="left")
+
+    def _end(self, record: StageRecord) -> None:
+        if record.skipped:
+            err.print(f"{record.name}: already done ({shorter(record.folder)})")
+        else:
+            err.print(f"{record.name}: done in {record.seconds:.0f} s ({shorter(record.folder)})")
+
+
+def shorter(path: str) -> str:
+    """A path below the working folder without its head."""
+    here = f"{Path.cwd()}/"
+    return path.removeprefix(here)
+
+
+def examples(*lines: str) -> str:
+    """Command lines as the epilog of a verb's help."""
+    return "\n\n".join(["**Examples**", *(f"`{line}`" for line in lines)])
+
+
+def number(value: Any) -> str:
+    """A value for a table: three digits after the point, thousands separated, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    return str(value)
+
+
+def fail(message: str) -> None:
+    """Write an error to stderr, unwrapped, so that it can be searched for."""
+    print(f"error: {message}", file=sys.stderr)

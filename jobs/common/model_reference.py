@@ -1,0 +1,231 @@
+"""Where a model lives: a folder, or a version or alias of the registry, turned into a local folder.
+
+References are a path, ``OWNER/NAME`` on the Hub, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``. The first two need
+neither MLflow nor a registry.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from padt.errors import UserError
+from padt.pretrained.hub import is_hub_id
+from padt.pretrained.hub import model_folder as hub_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REGISTERED_NAME = "padt"
+FINGERPRINT_TAG = "padt.fingerprint"
+LISTING_TAG = "padt.listing"
+_REFERENCE = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))")
+# What makes up a model; pictures, markers and notes beside it may change freely.
+_MODEL_FILES = (".json", ".safetensors", ".jinja", ".txt", ".model")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that can be loaded.
+
+    Attributes:
+        reference: what the user asked for.
+        path: local folder.
+        name: registered name, or None for a plain folder.
+        version: registered version, or None.
+        source: where the registered version says its files are, or None.
+    """
+
+    reference: str
+    path: Path
+    name: str | None = None
+    version: str | None = None
+    source: str | None = None
+
+
+def resolve_model(reference: str | os.PathLike, tracking_uri: str | None = None) -> str:
+    """Local folder of a model, ready for ``padt.load_model``.
+
+    Raises:
+        UserError: see :func:`find_model`.
+    """
+    return str(find_model(reference, tracking_uri).path)
+
+
+def find_model(reference: str | os.PathLike, tracking_uri: str | None = None) -> ResolvedModel:
+    """Find a model and say which version it is.
+
+    Args:
+        reference: a folder, ``OWNER/NAME`` on the Hub, ``models:/padt@champion`` or ``models:/padt/3``.
+        tracking_uri: registry to ask; default: the environment's (``jobs.common.mlflow_run``).
+
+    Raises:
+        UserError: the folder, name, alias or version is not there, or the folder was changed after its registration.
+    """
+    text = str(reference)
+    if is_hub_id(text):
+        return ResolvedModel(text, hub_folder(text))
+    if not text.startswith("models:"):
+        return ResolvedModel(text, _model_folder(Path(text).expanduser(), text))
+    name, version = parse_reference(text)
+    found = registered_version(registry(tracking_uri), name, version, text)
+    source = str(found.source)
+    if _is_local(source):
+        path = _model_folder(local_path(source), f"{text} (version {found.version})")
+        check_unchanged(path, found)
+    else:
+        path = _download(source, name, found)
+    return ResolvedModel(text, path, name, str(found.version), source)
+
+
+def parse_reference(text: str) -> tuple[str, str]:
+    """Name and version of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; an alias keeps its ``@``.
+
+    Raises:
+        UserError: the reference has another form.
+    """
+    match = _REFERENCE.fullmatch(text)
+    if match is None or (match["version"] and not match["version"].isdigit()):
+        raise UserError(
+            f"{text!r} does not name a registered model: write models:/{REGISTERED_NAME}@champion (an alias) or "
+            f"models:/{REGISTERED_NAME}/3 (a version)."
+        )
+    return match["name"], match["version"] or "@" + match["alias"]
+
+
+def registry(tracking_uri: str | None = None, create: bool = False) -> "MlflowClient":
+    """A client of the registry.
+
+    Args:
+        tracking_uri: registry to use; default: the environment's.
+        create: make the SQLite file if it is not there; otherwise a missing file is an error.
+
+    Raises:
+        UserError: MLflow is not installed, or there is no registry at the address.
+    """
+    try:
+        from mlflow import MlflowClient
+    except ImportError as error:
+        raise UserError("The model registry needs MLflow: install it with `pip install 'padt[train]'`.") from error
+    if tracking_uri is None:
+        from jobs.common.mlflow_run import tracking_uri as default_uri
+
+        tracking_uri = default_uri()
+    uri = tracking_uri
+    if uri.startswith("sqlite:///"):
+        file = Path(uri.removeprefix("sqlite:///"))
+        if create:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        elif not file.exists():
+            raise UserError(
+                f"There is no model registry at {uri}: set MLFLOW_TRACKING_URI to the one that holds the model, or "
+                "register one with `padt register MODEL`."
+            )
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def registered_version(client: "MlflowClient", name: str, version: str, reference: str) -> Any:
+    """The registry's entry of a version (``"3"``) or alias (``"@champion"``).
+
+    Raises:
+        UserError: there is none; the message lists what there is.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if version.startswith("@"):
+            return client.get_model_version_by_alias(name, version[1:])
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise UserError(f"The model registry did not answer for {reference} ({error.message}).") from error
+        known = sorted(client.search_model_versions(f"name='{name}'"), key=lambda entry: int(entry.version))
+        if not known:
+            fix = "no model of that name is registered: register one with `padt register MODEL`."
+        else:
+            aliases = client.get_registered_model(name).aliases
+            listed = ", ".join(f"{alias} = version {number}" for alias, number in sorted(aliases.items()))
+            fix = (
+                f"there are versions {', '.join(str(entry.version) for entry in known)} and aliases {listed or 'none'}."
+            )
+        raise UserError(f"{reference} is not in the registry: {fix}") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over names and contents of a model's files; the same for a copy elsewhere."""
+    digest = hashlib.sha256()
+    for file in _files(folder):
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.name}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def listing(folder: Path) -> str:
+    """SHA-256 over names, sizes and times of a model's files: equal means unchanged, without reading gigabytes."""
+    entries = ((file.name, file.stat()) for file in _files(folder))
+    text = "\n".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}" for name, stat in entries)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_unchanged(folder: Path, entry: Any) -> None:
+    """Make sure that a registered folder still holds what was registered.
+
+    Raises:
+        UserError: its files are others now.
+    """
+    if LISTING_TAG not in entry.tags or entry.tags[LISTING_TAG] == listing(folder):
+        return
+    if entry.tags.get(FINGERPRINT_TAG) != fingerprint(folder):
+        raise UserError(
+            f"{folder} was changed after it was registered as version {entry.version} of {entry.name}: register it "
+            f"again with `padt register {folder}`, or put the former files back."
+        )
+
+
+def local_path(source: str) -> Path:
+    """Path of a ``file:`` URL or plain path."""
+    return Path(re.sub(r"^file:(//)?", "", source)).expanduser()
+
+
+def _model_folder(path: Path, reference: str) -> Path:
+    if not path.is_dir():
+        raise UserError(f"Model {reference}: the folder {path} is not there: check the path.")
+    if not (path / "config.json").is_file():
+        inner = path / "model"
+        hint = f"did you mean {inner}?" if (inner / "config.json").is_file() else "training leaves one in `model/`."
+        raise UserError(f"Model {reference}: {path} has no config.json, so it is not a model folder: {hint}")
+    return path.resolve()
+
+
+def _is_local(source: str) -> bool:
+    return "://" not in source or source.startswith("file://")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES)
+
+
+def _download(source: str, name: str, entry: Any) -> Path:
+    """Fetch a remote version once; the cache folder appears only when it is whole."""
+    root = Path(os.environ.get("PADT_CACHE") or Path.home() / ".cache" / "padt")
+    key = hashlib.sha256(source.encode()).hexdigest()[:12]
+    target = root / "models" / f"{name}-{entry.version}-{key}"
+    if not target.is_dir():
+        # Needs fsspec, which a plain installation may lack; paths and local versions do without.
+        from jobs.common.storage import filesystem as open_filesystem
+        from jobs.common.storage import publish_folder
+
+        try:
+            filesystem, inner = open_filesystem(source)
+            publish_folder(
+                str(target), lambda folder: filesystem.get(inner.rstrip("/") + "/", f"{folder}/", recursive=True)
+            )
+        except OSError as error:
+            raise UserError(
+                f"Version {entry.version} of {name} lies at {source}, which cannot be read ({error}): check the "
+                "address and the credentials."
+            ) from error
+    return _model_folder(target, source)

@@ -1,0 +1,1 @@
+"""The verbs that make and give back prepared sets."""

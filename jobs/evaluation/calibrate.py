@@ -1,0 +1,170 @@
+"""``padt calibrate``: fit the scores of a model's objects to how right they turn out to be, on a held-out set."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.common.model_reference import find_model
+from jobs.evaluation.answers import ModelAnswerer
+from jobs.evaluation.evaluate import answer
+from jobs.evaluation.samples import EvalSet, open_eval_set
+from padt.errors import UserError
+from padt.inference.calibration import ScoreCalibration, calibration_error, features_of, fit_calibration, quality_of
+from padt.inference.predict import GenerationSettings
+from padt.metrics.detect import TrueImage, score_detect
+from padt.metrics.records import FoundObject
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What a calibration found and changed.
+
+    Attributes:
+        calibration: fitted on all objects of the set.
+        before, after: ``error`` (expected calibration error) and ``bbox_AP*`` with the decoder's scores and with
+            calibrated ones; each half of the images is scored by a calibration that was fitted on the other half.
+        images, objects: what it stands on.
+        folder: the calibrated model.
+    """
+
+    calibration: ScoreCalibration
+    before: dict[str, float]
+    after: dict[str, float]
+    images: int
+    objects: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers to one image: objects, their features, how right they are, and the truth."""
+
+    objects: list[FoundObject]
+    features: np.ndarray
+    quality: np.ndarray
+    truth: TrueImage
+
+
+def run_calibrate(
+    model: str | os.PathLike,
+    data_url: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    *,
+    limit: int | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 1024,
+    workers: int = 0,
+    load_options: Mapping[str, Any] | None = None,
+    answerer: Any = None,
+    progress: bool = True,
+) -> CalibrationResult:
+    """Ask a model for every class of a prepared set and write a calibration into its configuration.
+
+    Args:
+        model: model folder, or ``models:/padt@champion`` with ``out``.
+        data_url: prepared set with categories that the model was not trained on, any fsspec URL.
+        out: a new folder for a calibrated copy; None = change the model's own ``config.json``.
+        limit: only the first so many images.
+        batch_size: images asked about together.
+        max_new_tokens: longest answer.
+        workers: Ray actors that answer; 0 = this process.
+        load_options: further arguments of ``padt.load_model``.
+        answerer: answers in place of the model, as ``jobs.evaluation.evaluate.answer`` takes it.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: model, set or folder cannot be used, or the model finds too few objects.
+    """
+    found = find_model(model)
+    if out is None and found.version is not None:
+        raise UserError(f"{model} is a registered version, which must not change: give a folder for a copy as --out.")
+    if out is not None and os.path.exists(out):
+        raise UserError(f"{out} exists already: give a new folder as --out.")
+    data = open_eval_set(str(data_url), ["detect"], limit)
+    settings = GenerationSettings(max_new_tokens=max_new_tokens, masks=False, calibrated=False)
+    asked = answerer or ModelAnswerer(str(found.path), data.index.class_names, settings, dict(load_options or {}))
+    answers = _answered(data, answer(data, asked, batch_size, workers, progress))
+    halves = [answers[0::2], answers[1::2]]
+    calibration = _fit(answers)
+    before = _measured(data, halves, [None, None])
+    after = _measured(data, halves, [_fit(halves[1]), _fit(halves[0])])
+    folder = _write(found.path, out, calibration)
+    count = sum(len(each.objects) for each in answers)
+    return CalibrationResult(calibration, before, after, len(answers), count, folder)
+
+
+def _answered(data: EvalSet, records: Sequence[Mapping[str, Any]]) -> list[Answered]:
+    names = {category.id: category.name for category in data.manifest.categories}
+    by_id = {record["id"]: record for record in records}
+    answered = []
+    for image in data.detect_targets():
+        prediction = by_id[image.id]["prediction"] or {"objects": []}
+        # Features need what a metric's object has not.
+        scored = [_Scored(**{name: entry[name] for name in _Scored.__annotations__}) for entry in prediction["objects"]]
+        truth = [(names[true.category_id], true.box) for true in image.objects if not true.iscrowd]
+        objects = [FoundObject.from_dict(entry) for entry in prediction["objects"]]
+        answered.append(Answered(objects, features_of(scored), quality_of(scored, truth), image))
+    return answered
+
+
+@dataclass(frozen=True)
+class _Scored:
+    label: str
+    score: float
+    confidence: float
+    complete: bool
+    box: Sequence[float]
+    image: int
+
+
+def _fit(answers: Sequence[Answered]) -> ScoreCalibration:
+    return fit_calibration(
+        np.concatenate([each.features for each in answers]), np.concatenate([each.quality for each in answers])
+    )
+
+
+def _measured(
+    data: EvalSet, halves: Sequence[Sequence[Answered]], calibrations: Sequence[ScoreCalibration | None]
+) -> dict[str, float]:
+    found: dict[str, list[FoundObject]] = {}
+    scores, quality = [], []
+    for answers, calibration in zip(halves, calibrations, strict=True):
+        for each in answers:
+            own = [thing.score for thing in each.objects]
+            values = np.array(own) if calibration is None else calibration.scores(each.features)
+            scores.append(values)
+            quality.append(each.quality)
+            pairs = zip(each.objects, values.tolist(), strict=True)
+            found[each.truth.id] = [replace(thing, score=value) for thing, value in pairs]
+    images = [each.truth for answers in halves for each in answers]
+    categories = [(category.id, category.name) for category in data.manifest.categories]
+    metrics = score_detect(images, found, categories, masks=False)[0].metrics
+    error = calibration_error(np.concatenate(scores), np.concatenate(quality))
+    return {"error": error, **{name: metrics[name] for name in ("bbox_AP", "bbox_AP50", "bbox_AP75")}}
+
+
+def _write(model: Path, out: str | os.PathLike | None, calibration: ScoreCalibration) -> str:
+    """Put the calibration into a copy of the model, or into its own configuration; whole or not at all."""
+    folder = model
+    if out is not None:
+        folder = Path(f"{os.fspath(out).rstrip('/')}.partial")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(model, folder)
+    path = folder / CONFIG_FILE
+    values = json.loads(path.read_text())
+    values["score_calibration"] = calibration.to_dict()
+    part = path.with_name(CONFIG_FILE + ".partial")
+    part.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    os.replace(part, path)
+    if out is None:
+        return str(model)
+    os.replace(folder, out)
+    return str(out)

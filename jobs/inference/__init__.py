@@ -1,0 +1,1 @@
+"""The verbs that ask a model: predict, explain, serve."""

@@ -1,0 +1,130 @@
+"""`padt serve`: put a model behind HTTP on the Ray cluster of the environment, or on a local Ray."""
+
+import logging
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from padt.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+APP_NAME = "padt"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers. ``url`` is the address for requests from this machine."""
+
+    url: str
+    model: str
+
+
+@contextmanager
+def serving(
+    model: str, host: str = "127.0.0.1", port: int = 8000, *, ready_timeout_s: float = 30.0, **settings: Any
+) -> Iterator[Served]:
+    """Serve a model for the length of a block.
+
+    Args:
+        model: model folder, or a registered one such as ``models:/padt@champion``.
+        host: interface to listen on; ``0.0.0.0`` = all.
+        port: 0 takes a free one.
+        ready_timeout_s: longest wait for the first answer once the engine has started.
+        settings: further fields of ``serve.settings.AppArgs``.
+
+    Raises:
+        UserError: the model is not there, a setting is wrong, the port is taken, or the engine does not start.
+    """
+    from pydantic import ValidationError
+
+    from jobs.common.model_reference import resolve_model
+
+    folder = resolve_model(model)
+    port = _free_port(host, port)
+    from serve.settings import AppArgs
+
+    try:
+        args = AppArgs(model=folder, **settings)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in problem["loc"]) or "settings"
+        raise UserError(f"{name}: {problem['msg'].removeprefix('Value error, ')}.") from error
+
+    from jobs.common.ray_session import ray_session
+
+    with ray_session():
+        from ray import serve
+
+        from serve.app import build
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
+        try:
+            # Returns when the engine has loaded its model, or raises when it could not.
+            serve.run(build(args), name=APP_NAME, route_prefix="/", blocking=False)
+            served = Served(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", folder)
+            _wait_until_ready(served.url, ready_timeout_s)
+        except RuntimeError as error:
+            serve.delete(APP_NAME)
+            raise UserError(f"The engine did not start: {_last_line(str(error))}") from error
+        try:
+            yield served
+        finally:
+            # Only what this call has put there: the cluster's Serve may hold other applications.
+            serve.delete(APP_NAME)
+
+
+def run_serve(
+    model: str, host: str, port: int, announce: Callable[[Served], None] = lambda served: None, **settings: Any
+) -> None:
+    """Serve a model until the process is told to stop (Ctrl-C or SIGTERM); see ``serving`` for the arguments."""
+    stop = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    try:
+        with serving(model, host, port, **settings) as served:
+            announce(served)
+            while not stop.wait(1.0):
+                pass
+    except KeyboardInterrupt:
+        logger.info("Stopped")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _wait_until_ready(url: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            logger.debug("%s is not ready yet", url)
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"The model does not answer at {url}: if this cluster's Serve already listens on another port, give "
+                "that one as --port; else look at the logs of the Ingress replica (`ray logs`)."
+            )
+        time.sleep(0.25)
+
+
+def _free_port(host: str, port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"Port {port} of {host} is not free ({error.strerror}): give another --port.") from error
+        return int(probe.getsockname()[1])
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), text)

@@ -1,0 +1,52 @@
+"""MLflow side of a recipe: one parent run, a child for each evaluation (training stages make their own)."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.common import storage
+from jobs.common.mlflow_run import TrackedRun, start_run, tracking_uri
+
+
+class RecipeTracker:
+    """Holds the parent run. The run is opened by the first stage that works, so that skipping all touches nothing.
+
+    Args:
+        name: name of the recipe and of the run.
+        experiment: MLflow experiment.
+        folder: run folder; ``recipe.json`` in it remembers the run, so that a rerun goes on with it.
+    """
+
+    def __init__(self, name: str, experiment: str, folder: str) -> None:
+        self._name = name
+        self._experiment = experiment
+        self._memory = storage.join(folder, "recipe.json")
+        self._run: TrackedRun | None = None
+        remembered = json.loads(storage.read_text(self._memory) or "{}")
+        self.run_id: str | None = remembered.get("run_id")
+        self.uri: str = remembered.get("tracking_uri") or tracking_uri()
+
+    def open(self) -> str:
+        """Start the parent run, or go on with the remembered one; returns its id."""
+        if self._run is None:
+            self._run = start_run(self._experiment, self._name, run_id=self.run_id, tags={"padt.recipe": self._name})
+            self.run_id, self.uri = self._run.run_id, tracking_uri()
+            memory = {"run_id": self.run_id, "tracking_uri": self.uri}
+            storage.write_text(self._memory, json.dumps(memory) + "\n")
+        return self._run.run_id
+
+    def evaluated(self, stage: str, options: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Enter an evaluation as a child run."""
+        child = start_run(self._experiment, stage, parent_run_id=self.open(), tags={"padt.stage": "evaluate"})
+        child.log_params(options)
+        child.log_summary(0, metrics)
+        child.finish()
+
+    def close(self, status: str, metrics: Mapping[str, float]) -> None:
+        """End the parent run with the final metrics; nothing where no stage worked."""
+        if self._run is None:
+            return
+        if metrics:
+            self._run.log_summary(0, metrics)
+        self._run.finish(status)
+        self._run = None

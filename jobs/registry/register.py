@@ -1,0 +1,304 @@
+"""Register a trained model, and promote it to champion through a gate.
+
+Each version of the registered model ``padt`` points at a model folder (or URL) and carries its scores, the fingerprints
+of data and weights, its base model and its MLflow run as tags. The alias ``candidate`` is the newest version;
+``champion`` is what ``padt serve models:/padt@champion`` runs, and moves only through the gate or by force.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.common.model_reference import (
+    FINGERPRINT_TAG,
+    LISTING_TAG,
+    REGISTERED_NAME,
+    check_unchanged,
+    fingerprint,
+    listing,
+    local_path,
+    parse_reference,
+    registered_version,
+    registry,
+)
+from jobs.common.model_reference import find_model as find_model
+from jobs.common.model_reference import resolve_model as resolve_model
+from jobs.training.model_card_facts import note_scores
+from padt.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+WATCHED = ("precision_at_0.5", "gIoU", "bbox_AP", "segm_AP", "caption_grounded")
+_EVAL = "eval/"
+_DATA_TAG = "padt.eval_data/"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a version must show to become champion.
+
+    Attributes:
+        minimum: least value by metric name, for example ``{"eval/toy/gIoU": 0.7}``.
+        tolerance: how much worse than the champion a watched metric may be, absolute.
+        watched: last parts of the metric names that are compared with the champion; higher is better for all of them.
+    """
+
+    minimum: Mapping[str, float] = field(default_factory=dict)
+    tolerance: float = 0.01
+    watched: tuple[str, ...] = WATCHED
+
+    def objections(self, metrics: Mapping[str, float], champion: Mapping[str, float]) -> list[str]:
+        """Reasons against a promotion, one sentence each; empty = none."""
+        reasons = []
+        if not metrics:
+            reasons.append("It has no scores: evaluate it first with `padt evaluate`.")
+        for name, least in self.minimum.items():
+            if name not in metrics:
+                reasons.append(f"{name} was not measured; the gate asks for at least {least:g}.")
+            elif not metrics[name] >= least:
+                reasons.append(f"{name} is {metrics[name]:.4f}; the gate asks for at least {least:g}.")
+        for name, best in champion.items():
+            if name.rsplit("/", 1)[-1] not in self.watched:
+                continue
+            if name not in metrics:
+                reasons.append(f"{name} was not measured; the champion has {best:.4f}.")
+            elif not metrics[name] >= best - self.tolerance:
+                reasons.append(
+                    f"{name} is {metrics[name]:.4f}; the champion has {best:.4f} (tolerance {self.tolerance:g})."
+                )
+        return reasons
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """What registration did.
+
+    Attributes:
+        name: registered name.
+        version: number of the version.
+        source: folder or URL of the model.
+        aliases: aliases that point at the version now.
+        promoted: the version bears the alias that was asked for.
+        objections: what the gate held against it (with ``force`` it may be promoted all the same).
+        replaced: version that bore the alias before, or None.
+    """
+
+    name: str
+    version: str
+    source: str
+    aliases: tuple[str, ...]
+    promoted: bool
+    objections: tuple[str, ...] = ()
+    replaced: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """Reference that always means this very version."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def run_register(
+    model_path: str | os.PathLike,
+    metrics: Mapping[str, float] | None = None,
+    alias: str = CHAMPION,
+    *,
+    evaluations: Sequence[str | os.PathLike] = (),
+    gate: Gate | None = None,
+    force: bool = False,
+    tags: Mapping[str, str] | None = None,
+    run_id: str | None = None,
+    tracking_uri: str | None = None,
+    name: str = REGISTERED_NAME,
+) -> RegisteredVersion:
+    """Register a model folder and, where the gate lets it, give it an alias.
+
+    Registering the same unchanged folder again adds no version: it updates the tags and asks the gate again.
+
+    Args:
+        model_path: a model folder, a URL of one, or ``models:/padt/3`` to promote a version that is there already.
+        metrics: scores by name ``eval/<set>/<metric>``.
+        alias: ``champion`` (through the gate), ``candidate`` or any other (without a gate).
+        evaluations: folders of ``padt evaluate``, whose scores and data fingerprints are added.
+        gate: conditions for ``champion``; default: scores, and not worse than the champion.
+        force: promote against the gate's objections; they are kept in a tag.
+        tags: further facts, such as ``base_model`` or ``data_fingerprint``.
+        run_id: MLflow run that made the model.
+        tracking_uri: registry to use; default: the environment's.
+        name: registered name.
+
+    Raises:
+        UserError: the model, an evaluation or the registry cannot be used, or an evaluation is of another model.
+    """
+    reference = str(model_path)
+    existing = reference.startswith("models:")
+    if existing:
+        name, wanted = parse_reference(reference)
+        client = registry(tracking_uri)
+        entry = registered_version(client, name, wanted, reference)
+        source, marks = str(entry.source), {key: str(value) for key, value in entry.tags.items()}
+        if "://" not in source:
+            check_unchanged(local_path(source), entry)
+    else:
+        source, marks = _inspect(reference)
+        client = registry(tracking_uri, create=True)
+    scores, data = _scores(metrics, evaluations, marks.get(FINGERPRINT_TAG))
+    facts = {
+        **{key: value for key, value in marks.items() if not existing},
+        **{key: repr(float(value)) for key, value in scores.items()},
+        **{_DATA_TAG + key: value for key, value in data.items()},
+        **{key: str(value) for key, value in (tags or {}).items()},
+    }
+    if not existing:
+        entry = _version(client, name, source, facts, run_id)
+    for key, value in facts.items():
+        if entry.tags.get(key) != value:
+            client.set_model_version_tag(name, entry.version, key, value)
+    entry = client.get_model_version(name, entry.version)
+    if not existing and "://" not in source:
+        note_scores(Path(source), scores, data)
+    if not existing:
+        client.set_registered_model_alias(name, CANDIDATE, entry.version)
+    return _promote(client, entry, alias, gate or Gate(), force)
+
+
+def _promote(client: "MlflowClient", entry: Any, alias: str, gate: Gate, force: bool) -> RegisteredVersion:
+    current = client.get_registered_model(entry.name).aliases.get(alias)
+    replaced = str(current) if current is not None and str(current) != str(entry.version) else None
+    objections: list[str] = []
+    if alias == CHAMPION:
+        champion = client.get_model_version(entry.name, replaced) if replaced else None
+        objections = _other_data(entry, champion) if champion else []
+        objections += gate.objections(scores_of(entry), scores_of(champion) if champion else {})
+    promoted = force or not objections
+    if promoted:
+        client.set_registered_model_alias(entry.name, alias, entry.version)
+        if replaced:
+            client.set_model_version_tag(entry.name, entry.version, f"padt.replaced_{alias}", replaced)
+        if objections:
+            client.set_model_version_tag(entry.name, entry.version, "padt.forced", " ".join(objections))
+    logger.info("version %s of %s: %s %s", entry.version, entry.name, "now" if promoted else "not", alias)
+    aliases = client.get_registered_model(entry.name).aliases
+    return RegisteredVersion(
+        name=entry.name,
+        version=str(entry.version),
+        source=str(entry.source),
+        aliases=tuple(sorted(key for key, number in aliases.items() if str(number) == str(entry.version))),
+        promoted=promoted,
+        objections=tuple(objections),
+        replaced=replaced if promoted else None,
+    )
+
+
+def scores_of(entry: Any) -> dict[str, float]:
+    """Scores that a version carries as tags."""
+    return {key: float(value) for key, value in entry.tags.items() if key.startswith(_EVAL)}
+
+
+def read_evaluation(folder: str | os.PathLike) -> dict[str, Any]:
+    """Content of ``metrics.json`` of an evaluation folder (or of the file itself).
+
+    Raises:
+        UserError: there is none, or it is not one.
+    """
+    path = Path(folder).expanduser()
+    file = path / "metrics.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["metrics"].items()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} has no metrics.json: make it with `padt evaluate MODEL DATA --out {path}`.") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{file} is not an evaluation's metrics.json ({error!r}): run `padt evaluate` again."
+        ) from error
+    return content
+
+
+def _inspect(reference: str) -> tuple[str, dict[str, str]]:
+    """Source to register, and its tags."""
+    if "://" in reference and not reference.startswith("file://"):
+        import fsspec
+
+        try:
+            with fsspec.open(reference.rstrip("/") + "/config.json", "rt") as handle:
+                config = json.load(handle)
+        except (OSError, ImportError, ValueError) as error:
+            raise UserError(
+                f"{reference} cannot be read as a model folder ({error}): check the address and its config.json."
+            ) from error
+        return reference.rstrip("/"), {"padt.model_type": str(config.get("model_type", ""))}
+    folder = find_model(local_path(reference)).path
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is not JSON ({error}): save the model again.") from error
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder} has no *.safetensors file, so there are no weights to register: save the model again."
+        )
+    return str(folder), {
+        FINGERPRINT_TAG: fingerprint(folder),
+        LISTING_TAG: listing(folder),
+        "padt.model_type": str(config.get("model_type", "")),
+    }
+
+
+def _scores(
+    metrics: Mapping[str, float] | None, evaluations: Sequence[str | os.PathLike], weights: str | None
+) -> tuple[dict[str, float], dict[str, str]]:
+    scores = dict(metrics or {})
+    data: dict[str, str] = {}
+    for folder in evaluations:
+        content = read_evaluation(folder)
+        measured = content.get("model_fingerprint")
+        if weights and measured and measured != weights:
+            raise UserError(
+                f"{folder} holds scores of another model ({content.get('model')}): evaluate the model that is to be "
+                "registered."
+            )
+        scores.update(content["metrics"])
+        if content.get("data_fingerprint"):
+            data[str(content["set"])] = str(content["data_fingerprint"])
+    return {key: float(value) for key, value in scores.items() if key.startswith(_EVAL)}, data
+
+
+def _version(client: "MlflowClient", name: str, source: str, facts: dict[str, str], run_id: str | None) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, description="PaDT: answers with boxes, masks and words.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise UserError(f"The model registry cannot be used ({error.message}).") from error
+    weights = facts.get(FINGERPRINT_TAG)
+    for entry in client.search_model_versions(f"name='{name}'"):
+        if weights and entry.source == source and entry.tags.get(FINGERPRINT_TAG) == weights:
+            return entry
+    try:
+        return client.create_model_version(name, source=source, run_id=run_id, tags=facts)
+    except MlflowException as error:
+        raise UserError(
+            f"The model registry refused {source} ({error.message}): a registry behind a server takes URLs only; copy "
+            "the folder to the cluster's storage and register that address."
+        ) from error
+
+
+def _other_data(entry: Any, champion: Any) -> list[str]:
+    """Scores on other data, under the same set name, say nothing about which model is better."""
+    reasons = []
+    for key, value in champion.tags.items():
+        if key.startswith(_DATA_TAG) and entry.tags.get(key, value) != value:
+            reasons.append(
+                f"The champion was measured on other data named {key.removeprefix(_DATA_TAG)!r}: evaluate "
+                f"models:/{champion.name}/{champion.version} on the present set and register its scores."
+            )
+    return reasons

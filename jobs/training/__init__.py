@@ -1,0 +1,1 @@
+"""One training stage: driver, workers, optimiser, checkpoints, metrics."""

@@ -1,0 +1,397 @@
+"""The training loop of one worker: batches in, optimiser steps, metrics, checkpoints, and the model at the end."""
+
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.common import storage
+from jobs.training import checkpoint
+from jobs.training.config import LoraConfig, TrainConfig
+from jobs.training.deepspeed_engine import build_engine
+from jobs.training.metrics_log import Record
+from jobs.training.optimizer import learning_rate, set_learning_rate
+from padt.data.tasks import TaskOptions
+from padt.errors import UserError
+from padt.model.losses import LossSettings
+from pipelines.loader.plan import Plan
+from pipelines.loader.reader import ReaderOptions, TrainingReader
+
+if TYPE_CHECKING:
+    from padt.checkpoints.lora import LoraSettings
+
+logger = logging.getLogger(__name__)
+
+# Detached parts of the loss that are logged as train/<name>.
+_LOSSES = ("token", "box", "mask", "score")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything a worker needs, sent once by the driver.
+
+    Attributes:
+        config: the resolved configuration.
+        plan: order of samples.
+        total_steps: optimiser steps of the run.
+        warm_steps: steps in which the decoder gets prototypes.
+        run_id: MLflow run.
+        mailbox: actor that takes records, or None.
+    """
+
+    config: TrainConfig
+    plan: Plan
+    total_steps: int
+    warm_steps: int
+    run_id: str | None = None
+    mailbox: Any = None
+
+
+def loss_settings(config: TrainConfig) -> LossSettings:
+    """``LossSettings`` of a configuration.
+
+    Raises:
+        UserError: a key is unknown (names the nearest).
+    """
+    import difflib
+
+    known = [entry.name for entry in fields(LossSettings)]
+    for key in config.loss:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f": did you mean loss.{near[0]}?" if near else f": known are {', '.join(known)}."
+            raise UserError(f"Unknown key loss.{key}{hint}")
+    return LossSettings(**config.loss)
+
+
+def train_worker(payload: dict[str, Any]) -> None:
+    """Ray Train's entry: the loop of one worker (rank from Ray Train's context).
+
+    Args:
+        payload: ``{"job": TrainJob}``.
+    """
+    import ray.train
+    import ray.train.torch
+
+    job: TrainJob = payload["job"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    torch.set_num_threads(job.config.threads_per_worker)
+    if not job.config.gpu and torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    begun = time.monotonic()
+    start = ray.train.get_checkpoint()
+    with start.as_directory() if start is not None else nullcontext() as folder:
+        state = checkpoint.read_state(Path(folder)) if folder is not None else None
+        if state is not None:
+            checkpoint.check_plan(state.plan, job.plan.fingerprint())
+        # Reading processes start while this one loads the model: both import for seconds.
+        reader = open_reader(job, rank, state.step if state is not None else 0)
+        reader.start()
+        model, processor = load_for_training(job.config, ray.train.torch.get_device())
+        engine, scales = build_engine(model, job.config)
+        session = Session(job, rank, engine, scales, processor)
+        if folder is not None:
+            session.restore(Path(folder))
+            session.note(f"goes on from the checkpoint of step {session.step}")
+    session.note(
+        f"worker ready after {time.monotonic() - begun:.1f} s (process {os.getpid()} on {socket.gethostname()})"
+    )
+    session.run(reader, _report)
+    session.export()
+    # Everybody leaves together: a rank that ends early would take the group down while rank 0 still writes.
+    dist.barrier()
+
+
+def _report(folder: Path, step: int) -> None:
+    import ray.train
+
+    ray.train.report(
+        {"step": step},
+        checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+        checkpoint_dir_name=f"step-{step:08d}",
+    )
+
+
+def open_reader(job: TrainJob, rank: int, step: int) -> TrainingReader:
+    """Reader of one rank's batches from optimiser step ``step`` on."""
+    config = job.config
+    return TrainingReader(
+        job.plan,
+        rank,
+        config.model,
+        TaskOptions(**config.task.model_dump()),
+        start=step * config.accumulation,
+        stop=job.total_steps * config.accumulation,
+        options=ReaderOptions(**config.reader.model_dump()),
+    )
+
+
+def load_for_training(config: TrainConfig, device: torch.device) -> tuple[Any, Any]:
+    """Model (in fp32, or bf16 on request; partitioned under ZeRO 3) and processor of a configuration.
+
+    What starts fresh comes from the configuration's seed, so it is the same on every rank and in every attempt.
+
+    Raises:
+        UserError: the model does not load, or the configuration names adapters or parts that it cannot have.
+    """
+    from padt.checkpoints.loading import load_model, load_processor
+
+    processor = load_processor(config.model)
+    torch.manual_seed(config.seed)
+    if config.zero_stage == 3:
+        from jobs.training.zero3 import load_partitioned
+
+        return load_partitioned(config, device), processor
+    model = load_model(
+        config.model,
+        dtype=training_dtype(config),
+        device=device,
+        attn_implementation=config.attn_implementation,
+        with_processor=False,
+    )
+    prepare_for_training(model, config)
+    return model, processor
+
+
+def training_dtype(config: TrainConfig) -> torch.dtype:
+    """Type of the weights in forward and backward; in bf16 DeepSpeed keeps fp32 copies for the optimiser."""
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def prepare_for_training(model: Any, config: TrainConfig, *, empty_adapters: bool = False) -> None:
+    """Attach adapters, freeze what is not trained, and switch gradient checkpointing, as a configuration says."""
+    from padt.checkpoints.lora import attach, reset, set_trainable
+    from padt.model.checkpointing import set_checkpointing
+
+    if config.lora is not None:
+        attach(model, lora_settings(config.lora), empty=empty_adapters)
+        if not empty_adapters:
+            # Drawn from the seed alone, as the partitioned way does: a run starts alike at every ZeRO stage.
+            torch.manual_seed(config.seed)
+            reset(model)
+    set_trainable(model, **config.trained_parts())
+    # Fitted to the scores of the weights as they were.
+    model.config.score_calibration = None
+    set_checkpointing(model, **config.gradient_checkpointing.model_dump())
+
+
+def lora_settings(config: LoraConfig) -> "LoraSettings":
+    """The model library's settings of a ``lora`` section."""
+    from padt.checkpoints.lora import LINEAR_TARGETS, LoraSettings
+
+    targets = tuple(config.targets or LINEAR_TARGETS)
+    return LoraSettings(rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=targets)
+
+
+@dataclass
+class Meter:
+    """Sums since the last record."""
+
+    begun: float = field(default_factory=time.perf_counter)
+    batches: int = 0
+    samples: int = 0
+    tokens: int = 0
+    objects: int = 0
+    total: torch.Tensor | None = None
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, total: torch.Tensor, parts: dict[str, torch.Tensor], samples: int, tokens: int, objects: int) -> None:
+        """Count one batch; losses stay on their device. Means over objects count by their number."""
+        self.batches += 1
+        self.samples += samples
+        self.tokens += tokens
+        self.objects += objects
+        self.total = total if self.total is None else self.total + total
+        for name in _LOSSES:
+            if name in parts:
+                value = parts[name].detach().float() * (1 if name == "token" else objects)
+                self.parts[name] = value if name not in self.parts else self.parts[name] + value
+
+    def sums(self, wait_share: float) -> torch.Tensor:
+        """What the ranks add up: losses, then objects, samples, tokens and the share of time spent waiting."""
+        assert self.total is not None  # a record follows at least one batch
+        values = torch.stack([self.total, *(self.parts[name] for name in sorted(self.parts))]).float()
+        counts = torch.tensor([self.objects, self.samples, self.tokens, wait_share], device=values.device)
+        return torch.cat([values, counts])
+
+    def means(self, joined: list[float], world: int) -> dict[str, float]:
+        """Losses from the sums of all ranks.
+
+        Where conversations are mixed in, batches may have no objects: these say nothing of boxes and masks, and a
+        record of nothing else leaves them out.
+        """
+        batches, objects = world * self.batches, joined[-4]
+        means = {"train/loss": joined[0] / batches}
+        for name, value in zip(sorted(self.parts), joined[1:], strict=False):
+            if count := batches if name == "token" else objects:
+                means[f"train/loss_{name}"] = value / count
+        return means
+
+
+class Session:
+    """One rank's training run. Every rank makes the same sequence of collective calls, whatever its data."""
+
+    def __init__(self, job: TrainJob, rank: int, engine: Any, scales: list[float], processor: Any) -> None:
+        self.job = job
+        self.rank = rank
+        self.engine = engine
+        self.scales = scales
+        self.processor = processor
+        self.settings = loss_settings(job.config)
+        self.step = 0
+        self.samples = 0
+        self._grad_norm: float | None = None
+        # Dropout of adapters: each rank draws its own; a checkpoint brings the state back.
+        torch.manual_seed(job.config.seed + 1 + rank)
+
+    def note(self, text: str) -> None:
+        """Send the driver a line of text (rank 0 only)."""
+        self._send(Record(self.step, self.job.total_steps, {}, kind="note", text=text))
+
+    def _send(self, record: Record) -> None:
+        if self.rank == 0 and self.job.mailbox is not None:
+            self.job.mailbox.put.remote(record)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: the checkpoint is damaged.
+        """
+        state = checkpoint.load(self.engine, folder, self.rank)
+        self.step, self.samples = state.step, state.samples
+
+    def run(self, reader: TrainingReader, report: Callable[[Path, int], None]) -> None:
+        """Train to the last step.
+
+        Args:
+            reader: batches from the current step on.
+            report: called by all ranks together with a folder that holds this rank's part of a checkpoint.
+
+        Raises:
+            UserError: a sample cannot be read, or the loss is not finite.
+        """
+        config, total = self.job.config, self.job.total_steps
+        meter = Meter()
+        wait = 0.0
+        for number, batch in reader:
+            boundary = (number + 1) % config.accumulation == 0
+            self._train_batch(number, batch, boundary, meter)
+            if not boundary:
+                continue
+            self.step += 1
+            if self.step % config.log_every == 0 or self.step == total:
+                self._log(meter, reader.wait_seconds - wait)
+                meter, wait = Meter(), reader.wait_seconds
+            if config.checkpoint.every and self.step % config.checkpoint.every == 0 and self.step < total:
+                self._checkpoint(report)
+        reader.close()
+
+    def _train_batch(self, number: int, batch: Any, boundary: bool, meter: Meter) -> None:
+        samples, tokens = len(batch.keys), int(batch.attention_mask.sum())
+        output = self.engine(
+            batch=batch.to(self.engine.device),
+            loss=self.settings,
+            prototypes_to_decoder=self.step < self.job.warm_steps,
+        )
+        total = output.total.detach().float()
+        if not math.isfinite(total.item()):
+            parts = ", ".join(f"{name} {float(output.parts[name]):.4g}" for name in _LOSSES if name in output.parts)
+            raise UserError(
+                f"The loss of step {self.step + 1} is {total.item()} on rank {self.rank} ({parts}; batch {number}, "
+                f"keys {', '.join(batch.keys)}): lower optimizer.lr, or look at these rows with `padt inspect`."
+            )
+        self.engine.backward(output.total * batch.weight)
+        if boundary:
+            rate = learning_rate(self.step, self.job.total_steps, self.job.config.optimizer)
+            set_learning_rate(self.engine.optimizer, rate, self.scales)
+            self._norm_before_step()
+        self.engine.step()
+        # With batches of unequal size the weight tells how this one compares with the step's mean.
+        self.samples += round(samples * self.job.plan.world_size / batch.weight)
+        weighted = {**output.parts, "token": output.parts["token"] * batch.weight}
+        meter.add(total * batch.weight, weighted, samples, tokens, len(batch.objects.counts))
+
+    def _norm_before_step(self) -> None:
+        """Without ZeRO DeepSpeed clips but does not tell the norm; with it the engine knows after the step."""
+        config = self.job.config
+        self._grad_norm = None
+        logged = (self.step + 1) % config.log_every == 0 or self.step + 1 == self.job.total_steps
+        if logged and config.zero_stage == 0 and config.precision == "fp32":
+            gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+            self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+
+    def _log(self, meter: Meter, waited: float) -> None:
+        """Average over all ranks (one collective) and send a record."""
+        seconds = time.perf_counter() - meter.begun
+        world = self.job.plan.world_size
+        sums = meter.sums(waited / seconds)
+        if world > 1:
+            dist.all_reduce(sums)
+        joined = sums.tolist()
+        norm = self._grad_norm if self._grad_norm is not None else self.engine.get_global_grad_norm()
+        metrics = {
+            **meter.means(joined, world),
+            "train/lr": learning_rate(self.step - 1, self.job.total_steps, self.job.config.optimizer),
+            "train/epoch": self._epochs_done(),
+            "perf/samples_per_s": joined[-3] / seconds,
+            "perf/tokens_per_s": joined[-2] / seconds,
+            "perf/data_wait_frac": joined[-1] / world,
+            "perf/step_seconds": seconds * self.job.config.accumulation / meter.batches,
+        }
+        if norm is not None:
+            metrics["train/grad_norm"] = float(norm)
+        self._send(Record(self.step, self.job.total_steps, metrics))
+
+    def _epochs_done(self) -> float:
+        plan = self.job.plan
+        epoch, place = plan.locate(self.step * self.job.config.accumulation)
+        return epoch + place / plan.batches_in(epoch)
+
+    def _checkpoint(self, report: Callable[[Path, int], None]) -> None:
+        batch = self.step * self.job.config.accumulation
+        state = checkpoint.LoopState(
+            step=self.step,
+            batch=batch,
+            epoch=self.job.plan.locate(batch)[0],
+            plan=self.job.plan.fingerprint(),
+            run_id=self.job.run_id,
+            samples=self.samples,
+        )
+        with checkpoint.scratch_folder() as folder:
+            checkpoint.save(self.engine, state, folder, self.rank)
+            report(folder, self.step)
+
+    def export(self) -> None:
+        """Write the trained model to ``<output>/model``; all ranks take part (ZeRO 3 gathers the weights).
+
+        With LoRA, ``model/`` holds the merged weights, and ``adapter/`` beside it the adapter alone.
+        """
+        from jobs.training.model_card_facts import training_facts
+        from jobs.training.zero3 import gather_weights, whole_model
+        from padt.checkpoints.loading import save_model
+        from padt.checkpoints.lora import merge, save_adapter
+
+        config = self.job.config
+        weights = gather_weights(self.engine.module, self.rank) if config.zero_stage == 3 else None
+        if self.rank != 0:
+            return
+        model = self.engine.module if weights is None else whole_model(config, weights)
+        model.eval()
+        if config.lora is not None:
+            adapter = storage.join(config.output, "adapter")
+            storage.publish_folder(adapter, lambda folder: save_adapter(model, self.processor, folder, config.model))
+            merge(model)
+        target = storage.join(config.output, "model")
+        facts = training_facts(config, self.job.plan, self.job.total_steps)
+        storage.publish_folder(target, lambda folder: save_model(model, self.processor, folder, facts=facts))

@@ -1,0 +1,363 @@
+"""``padt train``: one training stage on Ray Train and DeepSpeed."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.common import storage
+from jobs.common.mlflow_run import TrackedRun, start_run
+from jobs.common.model_reference import resolve_model
+from jobs.common.ray_session import ray_session
+from jobs.training.config import TrainConfig
+from jobs.training.contamination import overlap_tags, warn_of_overlap
+from jobs.training.metrics_log import Courier, Mailbox, Record, RunLog
+from padt.data.tasks import TaskOptions
+from padt.errors import UserError
+from pipelines.dataset.manifest import open_set
+from pipelines.loader.augment import AugmentOptions
+from pipelines.loader.batching import Batching
+from pipelines.loader.mixture import SetSpec, data_fingerprint
+from pipelines.loader.plan import Plan, make_plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training stage left.
+
+    Attributes:
+        model_path: folder of the trained model.
+        metrics: last metrics (``train/*``, ``perf/*``).
+        run_id: MLflow run, or None.
+        seconds: wall clock of this call (of the earlier one, where nothing was left to do).
+        steps: optimiser steps of the whole run.
+        samples: samples seen in the whole run.
+        skipped: the run was finished already and nothing was done.
+        timings: seconds of the parts of this call.
+    """
+
+    model_path: str
+    metrics: dict[str, float]
+    run_id: str | None
+    seconds: float
+    steps: int
+    samples: int
+    skipped: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = None) -> TrainResult:
+    """Train a model, or go on with a training that was interrupted, or return at once if it is finished.
+
+    Args:
+        config: the resolved configuration.
+        on_record: called in the driver with each metric record.
+
+    Raises:
+        UserError: bad input, a run of another configuration in the output folder, or a loss that is not finite.
+    """
+    begun = time.monotonic()
+    config = with_absolute_paths(config)
+    finished = _finished(config)
+    if finished is not None:
+        logger.info("%s is finished already: nothing to do", config.output)
+        return finished
+    job_plan, total, warm = prepare_job(config)
+    if config.data.measured_on:
+        overlaps = warn_of_overlap([each.url for each in config.data.sets], config.data.measured_on)
+        tags = {**config.tracking.tags, **overlap_tags(overlaps)}
+        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
+    _claim_output(config)
+    timings = {"plan": time.monotonic() - begun}
+    run_id = json.loads(storage.read_text(storage.join(config.output, "run.json")) or "{}").get("run_id")
+    with ThreadPoolExecutor(1) as pool:
+        # MLflow opens its database while Ray starts: both take seconds.
+        tracked = pool.submit(_start_tracking, config, run_id) if config.tracking.enabled else None
+        with ray_session():
+            timings["ray"] = time.monotonic() - begun - timings["plan"]
+            run = tracked.result() if tracked else None
+            timings["ray_and_mlflow"] = time.monotonic() - begun - timings["plan"]
+            return _train(config, job_plan, total, warm, run, begun, timings, on_record)
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The configuration with aliases resolved and local paths absolute: Ray's workers run in folders of their own.
+
+    Raises:
+        UserError: the model is a registry alias that is not there.
+    """
+
+    def absolute(url: str) -> str:
+        return storage.filesystem(url)[1] if storage.is_local(url) else url
+
+    sets = [each.model_copy(update={"url": absolute(each.url)}) for each in config.data.sets]
+    measured_on = [absolute(each) for each in config.data.measured_on]
+    return config.model_copy(
+        update={
+            "model": resolve_model(config.model) if config.model.startswith("models:") else absolute(config.model),
+            "output": absolute(config.output),
+            "data": config.data.model_copy(update={"sets": sets, "measured_on": measured_on}),
+        }
+    )
+
+
+def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
+    """Plan, optimiser steps and prototype warm-up steps of a configuration; reads only small columns of the data.
+
+    Raises:
+        UserError: model folder or data set missing or not fitting.
+    """
+    from jobs.training.loop import lora_settings, loss_settings
+    from padt.checkpoints.loading import load_processor
+
+    loss_settings(config)
+    if config.lora is not None:
+        lora_settings(config.lora)
+    processor = load_processor(config.model)
+    plan = make_plan(
+        _specs(config),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        world_size=config.workers,
+        policy=processor.policy,
+        window=config.data.window,
+        last=config.data.last,
+        accumulation=config.accumulation,
+        batching=Batching(**config.data.batching.model_dump()) if config.data.batching else None,
+        augment=AugmentOptions(**config.data.augment.model_dump()) if config.data.augment else None,
+        measure=processor,
+        task=TaskOptions(**config.task.model_dump()),
+    )
+    for (name, task), (lost, count) in plan.skipped().items():
+        logger.warning(
+            "%s: %d of %d samples of task %s are longer than data.batching allows and are left out",
+            name,
+            lost,
+            count,
+            task,
+        )
+    if config.steps is not None:
+        total = config.steps
+    else:
+        assert config.epochs is not None  # the configuration holds one of the two
+        total = max(1, plan.batches_until(config.epochs) // config.accumulation)
+    # The workers get the plan with its epochs counted, and need not do it again.
+    plan.locate(total * config.accumulation)
+    warm = min(int(config.prototype_warmup.share * total), config.prototype_warmup.max_steps)
+    return plan, total, warm
+
+
+def _samples_until(plan: Plan, batches: int) -> int:
+    """Samples of the first batches of a run."""
+    if plan.batching is None:
+        return batches * plan.batch_size * plan.world_size
+    view = plan.reader()
+    return sum(int(view.sizes(number).sum()) for number in range(batches))
+
+
+def _specs(config: TrainConfig) -> list[SetSpec]:
+    return [SetSpec(**each.model_dump()) for each in config.data.sets]
+
+
+def _finished(config: TrainConfig) -> TrainResult | None:
+    text = storage.read_text(storage.join(config.output, "train_summary.json"))
+    if text is None:
+        return None
+    summary = json.loads(text)
+    if summary["config_hash"] != config.result_hash():
+        raise UserError(
+            f"{config.output} holds a finished run of another configuration: give another output folder, or remove it."
+        )
+    if all(storage.exists(each.url) for each in config.data.sets):
+        # A finished run may outlive its data; where they are still there, they must be the same.
+        current = data_fingerprint(_specs(config), [open_set(each.url) for each in config.data.sets])
+        if current != summary["data_fingerprint"]:
+            raise UserError(
+                f"{config.output} holds a finished run on data that have changed since: give another output folder, or "
+                "remove it."
+            )
+    result = summary["result"]
+    return TrainResult(**{**result, "model_path": storage.join(config.output, "model"), "skipped": True})
+
+
+def _claim_output(config: TrainConfig) -> None:
+    """Write the resolved configuration, or refuse where an unfinished run of another one lies."""
+    url = storage.join(config.output, "run.json")
+    text = storage.read_text(url)
+    if text is not None and json.loads(text)["config_hash"] != config.result_hash():
+        raise UserError(
+            f"{config.output} holds an unfinished run of another configuration ({config.output}/config.yaml): set the "
+            "values back to go on with it, or give another output folder, or remove it."
+        )
+    storage.write_text(storage.join(config.output, "config.yaml"), config.to_yaml())
+    if text is None:
+        storage.write_text(url, json.dumps({"config_hash": config.result_hash(), "run_id": None}))
+
+
+def _start_tracking(config: TrainConfig, run_id: str | None) -> TrackedRun:
+    options = config.tracking
+    name = options.run_name or config.output.rstrip("/").rsplit("/", 1)[-1]
+    run = start_run(
+        options.experiment,
+        name,
+        parent_run_id=options.parent_run_id,
+        run_id=run_id,
+        tags={"padt.stage": "train", "padt.output": config.output, **options.tags},
+    )
+    if run.run_id != run_id:
+        run.log_params(config.model_dump(mode="json"))
+        run.log_text(config.to_yaml(), "config.yaml")
+        record = {"config_hash": config.result_hash(), "run_id": run.run_id}
+        storage.write_text(storage.join(config.output, "run.json"), json.dumps(record))
+    return run
+
+
+def _train(
+    config: TrainConfig,
+    plan: Plan,
+    total: int,
+    warm: int,
+    run: TrackedRun | None,
+    begun: float,
+    timings: dict[str, float],
+    on_record: Callable[[Record], None] | None,
+) -> TrainResult:
+    import ray
+
+    from jobs.training.loop import TrainJob
+
+    label = config.tracking.run_name or config.output.rstrip("/").rsplit("/", 1)[-1]
+    logger.info(
+        "%s: %d samples an epoch, %d steps of %s%d samples, %d worker(s), ZeRO %d, %s",
+        label,
+        plan.samples_per_epoch,
+        total,
+        "up to " if plan.batching is not None else "",
+        config.batch_size * config.accumulation * config.workers,
+        config.workers,
+        config.zero_stage,
+        config.precision,
+    )
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    log = RunLog(config.output, label, run, on_record)
+    job = TrainJob(config, plan, total, warm, run.run_id if run else None, mailbox)
+    courier = Courier(mailbox, log)
+    courier.start()
+    fitting = time.monotonic()
+    try:
+        _fit(config, job)
+    except BaseException as error:
+        if run is not None:
+            run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    finally:
+        courier.close()
+        ray.kill(mailbox)
+    timings["fit"] = time.monotonic() - fitting
+    return _finish(config, plan, total, run, log, begun, timings)
+
+
+def _fit(config: TrainConfig, job: Any) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from jobs.training.loop import train_worker
+
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            # The same name and path mean: go on with what lies there.
+            name="checkpoints",
+            storage_path=_storage_path(config.output),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            callbacks=[_user_errors_end_the_run()],
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reason = user_error_in(error)
+        if reason is not None:
+            raise reason from None
+        raise
+
+
+def _storage_path(output: str) -> str:
+    system, path = storage.filesystem(output)
+    return path if storage.is_local(output) else output
+
+
+def _user_errors_end_the_run() -> Any:
+    """Callback in Ray Train's controller: an error that the user must mend is raised, not retried."""
+    import ray.train
+
+    class EndOnUserError(ray.train.UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                reason = user_error_in(error)
+                if reason is not None:
+                    raise reason
+
+    return EndOnUserError()
+
+
+def user_error_in(error: BaseException | None, depth: int = 0) -> UserError | None:
+    """The user's error inside the wrappers of Ray, or None."""
+    if error is None or depth > 8:
+        return None
+    if isinstance(error, UserError):
+        return UserError(str(error))
+    inner: list[Any] = list(getattr(error, "worker_failures", {}).values())
+    inner += [getattr(error, name, None) for name in ("controller_failure", "cause", "_base_exc", "__cause__")]
+    for candidate in inner:
+        if isinstance(candidate, BaseException):
+            found = user_error_in(candidate, depth + 1)
+            if found is not None:
+                return found
+    return None
+
+
+def _finish(
+    config: TrainConfig,
+    plan: Plan,
+    total: int,
+    run: TrackedRun | None,
+    log: RunLog,
+    begun: float,
+    timings: dict[str, float],
+) -> TrainResult:
+    result = TrainResult(
+        model_path=storage.join(config.output, "model"),
+        metrics={name: value for name, value in log.latest.items() if name != "step"},
+        run_id=run.run_id if run else None,
+        seconds=time.monotonic() - begun,
+        steps=total,
+        samples=_samples_until(plan, total * config.accumulation),
+        timings={name: round(value, 2) for name, value in timings.items()},
+    )
+    summary = {
+        "config_hash": config.result_hash(),
+        "data_fingerprint": plan.mixture.fingerprint(),
+        "samples_per_epoch": plan.samples_per_epoch,
+        "left_out": {f"{name} {task}": lost for (name, task), (lost, _) in plan.skipped().items()},
+        "result": {k: v for k, v in vars(result).items() if k not in ("skipped", "model_path")},
+    }
+    if run is not None:
+        run.log_text(json.dumps(summary, indent=2), "train_summary.json")
+        run.set_tags({"padt.data_fingerprint": plan.mixture.fingerprint(), "padt.model": result.model_path})
+        run.finish()
+    # Last: this file is the sign that the run is finished.
+    storage.write_text(storage.join(config.output, "train_summary.json"), json.dumps(summary, indent=2))
+    return result

@@ -1,0 +1,109 @@
+"""`padt predict` is the first thing a person tries: it must work with the plain library and name what is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs.inference.drawing import readable
+from jobs.inference.predict import make_request, run_predict
+from padt.errors import UserError
+from padt.inference.predict import GenerationSettings
+from tests.jobs.tiny_model import write_tiny_model
+
+SHORT = GenerationSettings(max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def picture(path: Path, size=(150, 112)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "grey").save(path)
+    return path
+
+
+def test_each_picture_gets_json_and_a_drawing(tiny, tmp_path):
+    paths = [picture(tmp_path / "a" / "cat.jpg"), picture(tmp_path / "b" / "cat.jpg", (112, 300))]
+    results = run_predict(tiny, paths, make_request(detect="circle, square"), tmp_path / "out", settings=SHORT)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "cat-2.json",
+        "cat-2.png",
+        "cat.json",
+        "cat.png",
+    ]
+    record = json.loads(results[1].json_path.read_text())
+    assert record == json.loads(json.dumps(results[1].record))
+    assert (record["image"], record["width"], record["height"]) == (str(paths[1]), 112, 300)
+    assert '["circle", "square"]' in record["prompt"]
+    assert Image.open(results[0].picture_path).size == results[0].drawn.size
+
+
+def test_one_path_without_a_folder_writes_nothing(tiny, tmp_path, monkeypatch):
+    path = picture(tmp_path / "one.png")
+    monkeypatch.chdir(tmp_path)
+    [result] = run_predict(tiny, path, make_request(caption=True), settings=SHORT)
+    assert result.json_path is None
+    assert result.record["task"] == "caption"
+    assert [file.name for file in tmp_path.iterdir()] == ["one.png"]
+
+
+def test_answers_are_written_for_people():
+    assert readable("A cat (<|VRT_7|><|VRT_12|>, <|VRT_3|>) by <|Obj_0|>.") == "A cat (#7 #12, #3) by object 1."
+    assert readable("\n\n one \n\n\n two\n") == "one\ntwo"
+    assert len(readable("x" * 5000)) == 604
+
+
+def test_requests_of_the_command_line():
+    assert make_request(refer="the red car").task == "refer"
+    assert make_request(detect=["cat"]).task == "detect"
+    assert make_request(ask="How many?").prompt == "How many?"
+    for options in ({}, {"refer": "a", "caption": True}, {"detect": "a", "ask": "b"}):
+        with pytest.raises(UserError, match="one thing at a time"):
+            make_request(**options)
+    for options in ({"detect": "cat,,dog"}, {"detect": ""}, {"refer": " "}, {"ask": ""}):
+        with pytest.raises(UserError, match="blank|empty"):
+            make_request(**options)
+
+
+def test_bad_input_is_named_before_the_model_is_loaded(tiny, tmp_path):
+    request = make_request(caption=True)
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(UserError, match=r"text\.jpg is not a readable image"):
+        run_predict(tmp_path / "no model", tmp_path / "text.jpg", request)
+    with pytest.raises(UserError, match=r"gone\.jpg cannot be opened"):
+        run_predict(tiny, tmp_path / "gone.jpg", request)
+    with pytest.raises(UserError, match="is a URL"):
+        run_predict(tiny, "https://example.org/cat.jpg", request)
+    with pytest.raises(UserError, match="at least one path"):
+        run_predict(tiny, [], request)
+    good = picture(tmp_path / "good.png")
+    with pytest.raises(UserError, match="no model is not there|is not there"):
+        run_predict(tmp_path / "no model", good, request)
+    with pytest.raises(UserError, match="is a file"):
+        run_predict(tiny, good, request, good)
+
+
+def test_works_without_the_extras(tiny, tmp_path):
+    """With `pip install .` alone there is no Ray, pyarrow, pydantic, MLflow or pycocotools."""
+    code = f"""
+import sys
+missing = ("ray", "pyarrow", "pydantic", "mlflow", "pycocotools", "faster_coco_eval", "deepspeed")
+sys.modules.update(dict.fromkeys(missing))  # importing any of them raises ImportError
+from jobs.inference.drawing import readable
+from jobs.inference.predict import make_request, run_predict
+from padt.inference.predict import GenerationSettings
+run_predict({tiny!r}, {str(picture(tmp_path / "a.png"))!r}, make_request(refer="the circle"),
+            {str(tmp_path / "out")!r}, settings=GenerationSettings(max_new_tokens=4))
+from jobs.inference.explain import run_explain
+run_explain({tiny!r}, {str(tmp_path / "a.png")!r}, make_request(refer="the circle"), {str(tmp_path / "why")!r},
+            settings=GenerationSettings(max_new_tokens=4))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "a.json").exists() and (tmp_path / "why" / "a.json").exists()

@@ -1,0 +1,92 @@
+"""`padt serve` with a real (tiny, random) model: it starts, answers like the library, and lets go of what it took."""
+
+import base64
+import io
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("ray.serve")
+
+from jobs.inference.serve import Served, serving  # noqa: E402
+from padt import load_model  # noqa: E402
+from padt.checkpoints.loading import save_model  # noqa: E402
+from padt.errors import UserError  # noqa: E402
+from padt.inference.predict import GenerationSettings, predict, refer_request  # noqa: E402
+from tests.padt.tiny import tiny_model  # noqa: E402
+
+TOKENS = 24
+SENTENCE = "the large red circle"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("served") / "model"
+    made = tiny_model()
+    save_model(made, made.processor, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def served(ray_cluster: None, model: str) -> Iterator[Served]:
+    with serving(model, port=0, max_new_tokens=TOKENS, max_batch_size=4, batch_wait_s=0.2) as answering:
+        yield answering
+
+
+def picture(width: int, height: int, seed: int) -> bytes:
+    """Noise: on a plain colour all patches are alike, and which one is named is left to rounding."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.slow
+def test_a_batch_of_requests_gets_the_answers_of_the_library(served: Served, model: str) -> None:
+    pictures = [picture(112, 112, 1), picture(140, 112, 2), picture(112, 140, 3), picture(60, 50, 4)]
+
+    def ask(data: bytes) -> dict:
+        body = {"image": base64.b64encode(data).decode(), "task": "refer", "sentence": SENTENCE}
+        answer = httpx.post(f"{served.url}/v1/predict", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    with ThreadPoolExecutor(len(pictures)) as pool:
+        answers = list(pool.map(ask, pictures))
+    loaded = load_model(model)
+    for data, answer in zip(pictures, answers, strict=True):
+        (expected,) = predict(loaded, [data], [refer_request(SENTENCE)], GenerationSettings(max_new_tokens=TOKENS))
+        assert answer["text"] == expected.text
+        assert (answer["width"], answer["height"]) == (expected.width, expected.height)
+        assert len(answer["objects"]) == len(expected.objects)
+        for got, wanted in zip(answer["objects"], expected.objects, strict=True):
+            assert got["box"] == pytest.approx(wanted.box, abs=1e-2)
+            assert got["patches"] == list(wanted.patches)
+
+
+@pytest.mark.slow
+def test_it_says_what_it_serves(served: Served, model: str) -> None:
+    (card,) = httpx.get(f"{served.url}/v1/models", timeout=30).json()["data"]
+    assert Path(card["source"]) == Path(model).resolve()
+
+
+def test_a_port_that_is_taken_is_named(model: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"Port {port} of 127.0.0.1 is not free"), serving(model, port=port):
+            pass
+
+
+def test_a_wrong_setting_and_a_missing_model_are_named(model: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="raise the former"), serving(model, port=0, max_batch_size=64):
+        pass
+    with pytest.raises(UserError, match="nothing-here"), serving(str(tmp_path / "nothing-here")):
+        pass

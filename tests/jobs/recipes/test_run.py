@@ -1,0 +1,173 @@
+"""A recipe must never do finished work twice nor throw results away unasked, and must say what is wrong beforehand."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from jobs.recipes import run as recipe_module
+from jobs.recipes import stages as stages_module
+from jobs.recipes.records import Observer
+from jobs.recipes.run import load_recipe, run_recipe
+from jobs.recipes.stages import Stage, StageContext
+from padt.errors import UserError
+
+CALLS: list[str] = []
+
+
+class WriteStage(Stage):
+    """Stands for a stage that makes something out of something."""
+
+    kind: ClassVar[str] = "write"
+    text: str
+    source: str | None = None
+    fail: bool = False
+
+    def perform(self, context: StageContext) -> dict[str, Any]:
+        CALLS.append(context.name)
+        if self.fail:
+            raise UserError("broken on purpose")
+        before = Path(self.source, "out.txt").read_text() if self.source else ""
+        Path(context.folder, "out.txt").write_text(before + self.text)
+        return {"made": before + self.text}
+
+
+class ScoreStage(Stage):
+    """Stands for an evaluation."""
+
+    kind: ClassVar[str] = "evaluate"
+    model: str
+
+    def perform(self, context: StageContext) -> dict[str, Any]:
+        CALLS.append(context.name)
+        return {"metrics": {"eval/toy/gIoU": 0.5}}
+
+
+STAGES = {
+    "prepare": {"do": "write", "text": "a"},
+    "pretrain": {"do": "write", "text": "b", "source": "${prepare}"},
+    "other": {"do": "write", "text": "x"},
+    "evaluate": {"do": "evaluate", "model": "${pretrain}"},
+}
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    # One database for all tests of this file: making its tables takes seconds.
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking_uri: str) -> str:
+    monkeypatch.setattr(stages_module, "KINDS", {"write": WriteStage, "evaluate": ScoreStage})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    # These stages need no Ray.
+    monkeypatch.setattr(recipe_module, "ray_session", recipe_module.nullcontext)
+    CALLS.clear()
+    return write_recipe(tmp_path, STAGES)
+
+
+def write_recipe(folder: Path, stages: dict) -> str:
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump({"name": "tiny", "output": str(folder / "run"), "stages": stages}, sort_keys=False))
+    return str(file)
+
+
+def test_a_rerun_skips_what_is_done_and_keeps_one_mlflow_run(recipe_file: str) -> None:
+    first = run_recipe(recipe_file)
+    second = run_recipe(recipe_file)
+    assert CALLS == ["prepare", "pretrain", "other", "evaluate"]
+    assert first["pretrain"].result == {"made": "ab"}
+    assert [record.skipped for record in second.stages] == [True] * 4
+    assert first.run_id and first.run_id == second.run_id
+    assert second.metrics == {"eval/toy/gIoU": 0.5}
+
+
+def test_the_summary_holds_seconds_and_metrics(recipe_file: str) -> None:
+    result = run_recipe(recipe_file)
+    summary = json.loads(Path(result.summary_path).read_text())
+    assert set(summary["stages"]) == set(STAGES)
+    assert all(stage["seconds"] >= 0 for stage in summary["stages"].values())
+    assert summary["metrics"] == {"eval/toy/gIoU": 0.5}
+    assert summary["scores"] == {"evaluate": {"eval/toy/gIoU": 0.5}}
+
+
+def test_a_stage_that_failed_is_entered_again(recipe_file: str, tmp_path: Path) -> None:
+    seen: list[str] = []
+    observer = Observer(lambda name, number, count: seen.append(f"{number}/{count} {name}"))
+    with pytest.raises(UserError, match="on purpose"):
+        run_recipe(
+            write_recipe(tmp_path, STAGES | {"pretrain": STAGES["pretrain"] | {"fail": True}}), observer=observer
+        )
+    assert seen == ["1/4 prepare", "2/4 pretrain"]
+    # The failed attempt is a beginning under other options: it may hold a checkpoint, so it is not replaced unasked.
+    with pytest.raises(UserError, match=r"'pretrain' was begun .*fail: True -> False.*--redo pretrain"):
+        run_recipe(write_recipe(tmp_path, STAGES))
+    CALLS.clear()
+    run_recipe(write_recipe(tmp_path, STAGES), redo=["pretrain"])
+    assert CALLS == ["pretrain", "other", "evaluate"]
+
+
+def test_changed_options_are_refused_with_the_change_and_the_fix(recipe_file: str) -> None:
+    run_recipe(recipe_file)
+    with pytest.raises(UserError, match=r"'prepare' was done under other options \(text: 'a' -> 'c'\).*--redo prepare"):
+        run_recipe(recipe_file, ["prepare.text=c"])
+    assert Path(load_recipe(recipe_file).output, "prepare", "out.txt").read_text() == "a"
+
+
+def test_a_change_below_makes_what_builds_on_it_out_of_date(recipe_file: str) -> None:
+    run_recipe(recipe_file)
+    changed = load_recipe(recipe_file, ["prepare.text=c"]).keys
+    before = load_recipe(recipe_file).keys
+    assert {name for name in before if before[name] != changed[name]} == {"prepare", "pretrain", "evaluate"}
+
+
+def test_redo_makes_the_stage_and_its_dependents_again(recipe_file: str) -> None:
+    run_recipe(recipe_file)
+    CALLS.clear()
+    result = run_recipe(recipe_file, ["prepare.text=c"], redo=["prepare"])
+    assert CALLS == ["prepare", "pretrain", "evaluate"]
+    assert result["pretrain"].result == {"made": "cb"}
+
+
+def test_another_output_starts_afresh(recipe_file: str, tmp_path: Path) -> None:
+    run_recipe(recipe_file)
+    result = run_recipe(recipe_file, ["prepare.text=c"], output=str(tmp_path / "second"))
+    assert result["pretrain"].result == {"made": "cb"}
+    assert (tmp_path / "run" / "prepare" / "out.txt").read_text() == "a"
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"a": {"do": "wrote", "text": "x"}}, "'do: wrote' is no kind of stage: use one of write, evaluate"),
+        ({"a": {"do": "write", "txt": "x"}}, "Unknown key txt .*stage a.* did you mean text"),
+        ({"a": {"do": "write", "text": "x", "source": "${b}"}}, r"stage a: \$\{b\} is no earlier stage"),
+        ({}, "has no stages"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(recipe_file: str, tmp_path: Path, stages: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run_recipe(write_recipe(tmp_path, {"first": STAGES["prepare"], **stages} if stages else stages))
+    assert not CALLS
+
+
+@pytest.mark.parametrize("override", ["nope.text=c", "prepare.text", "text=c"])
+def test_an_override_must_name_a_stage(recipe_file: str, override: str) -> None:
+    with pytest.raises(UserError, match=r"stage\.key=value"):
+        run_recipe(recipe_file, [override])
+
+
+def test_a_missing_recipe_is_named() -> None:
+    with pytest.raises(UserError, match=r"Recipe nowhere\.yaml does not exist"):
+        run_recipe("nowhere.yaml")
+
+
+def test_the_packaged_toy_recipe_holds() -> None:
+    """Every option of every stage is checked here, so that `make demo` cannot stumble over one after minutes."""
+    recipe = load_recipe("toy")
+    kinds = [stage.kind for stage in recipe.stages.values()]
+    assert kinds == ["prepare-toy", "evaluate", "train", "evaluate", "train", "evaluate", "register"]
+    assert recipe.dependents(["pretrain"]) == {"pretrain", "evaluate_pretrain", "finetune", "evaluate", "register"}

@@ -1,0 +1,65 @@
+"""Comparing runs: the right numbers in the right columns, and a warning where columns do not compare."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.cli.main import main
+from jobs.registry.compare import run_compare, short_names
+from padt.errors import UserError
+
+
+def evaluation(folder: Path, metrics: dict[str, float], **values) -> str:
+    folder.mkdir(parents=True)
+    content = {"metrics": metrics, "set": "toy", "data_fingerprint": "d1", **values}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_metrics_side_by_side(tmp_path):
+    first = evaluation(tmp_path / "a" / "evaluate", {"eval/toy/gIoU": 0.5, "eval/toy/caption_tokens": 9})
+    second = evaluation(tmp_path / "b" / "evaluate", {"eval/toy/gIoU": 0.7, "eval/toy/bbox_AP": 0.1})
+    table = run_compare([first, second])
+    assert table.sources == ("a/evaluate", "b/evaluate")
+    assert table.metrics == {
+        "eval/toy/bbox_AP": (None, 0.1),
+        "eval/toy/caption_tokens": (9.0, None),
+        "eval/toy/gIoU": (0.5, 0.7),
+    }
+    assert table.best("eval/toy/gIoU") == 1
+    assert table.best("eval/toy/bbox_AP") is None
+    assert table.warnings == ()
+    assert list(run_compare([first, second], contains="IoU").metrics) == ["eval/toy/gIoU"]
+
+
+def test_different_data_under_one_name_is_said(tmp_path):
+    first = evaluation(tmp_path / "a", {"eval/toy/gIoU": 0.5})
+    second = evaluation(tmp_path / "b", {"eval/toy/gIoU": 0.7}, data_fingerprint="d2")
+    assert "'toy' were made on different data" in run_compare([first, second]).warnings[0]
+
+
+def test_short_names_stay_different():
+    assert short_names(["runs/x/eval", "runs/y/eval/metrics.json"]) == ("x/eval", "y/eval")
+    assert short_names(["models:/padt@champion", "runs/x"]) == ("models:/padt@champion", "x")
+
+
+def test_bad_sources_are_named(tmp_path):
+    with pytest.raises(UserError, match="nothing to compare"):
+        run_compare([])
+    with pytest.raises(UserError, match=r"has no metrics\.json"):
+        run_compare([str(tmp_path)])
+    with pytest.raises(UserError, match="No metric's name contains 'XYZ'"):
+        run_compare([evaluation(tmp_path / "a", {"eval/toy/gIoU": 0.5})], contains="XYZ")
+    (tmp_path / "a" / "metrics.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"is not an evaluation's metrics\.json"):
+        run_compare([str(tmp_path / "a")])
+
+
+def test_the_best_is_emphasised_and_brackets_are_nobodys_markup(tmp_path, capsys):
+    # A style written as markup would stand in the cells as text; a folder called "[b]" must keep its name.
+    first = evaluation(tmp_path / "[b]first", {"eval/toy/gIoU": 0.5})
+    second = evaluation(tmp_path / "second", {"eval/toy/gIoU": 0.7})
+    assert main(["compare", first, second]) == 0
+    shown = capsys.readouterr().out
+    assert "[b]first" in shown and "0.700" in shown and "[bold]" not in shown

@@ -1,0 +1,133 @@
+"""`padt train` on Ray Train: kills, restarts, bad losses, finished runs."""
+
+import json
+import os
+import re
+import signal
+
+import pytest
+import torch
+
+from jobs.training.config import TrainConfig, build_config
+from jobs.training.train import run_train
+from padt.errors import UserError
+from tests.jobs.tiny_model import write_tiny_model
+from tests.pipelines.mini_set import write_mini_set
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model and a data set, shared by the tests of this file."""
+    root = tmp_path_factory.mktemp("world")
+    return {"root": root, "model": write_tiny_model(root / "tiny"), "set": write_mini_set(root / "set", 16)}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def config(world, output, *overrides):
+    tree = {
+        "model": world["model"],
+        "output": str(output),
+        # All that a restart has to bring back: shares, absent things, shared conversations, views, batches by length.
+        "data": {
+            "sets": [
+                {
+                    "url": world["set"],
+                    "tasks": {"detect": 1.5, "refer": 1, "caption": 1},
+                    "negatives": {"refer": 0.2, "detect": 0.2},
+                    "sentences_per_sample": 2,
+                }
+            ],
+            "batching": {"max_tokens": 600},
+            "augment": {"flip": 0.5, "scale": [0.8, 1.2], "crop": 0.3},
+        },
+        "batch_size": 3,
+        "steps": 8,
+        "workers": 2,
+        "zero_stage": 2,
+        "precision": "fp32",
+        "optimizer": {"lr": 1e-3},
+        "reader": {"ray": False},
+        "checkpoint": {"every": 3},
+        "log_every": 1,
+        "tracking": {"enabled": False},
+    }
+    return build_config(TrainConfig, tree, overrides)
+
+
+# The driver hears of a step up to a second after it was made; a step of this model takes a few hundredths of a second.
+LONG = ("steps=100", "checkpoint.every=10")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world):
+    """Weights of a run that nobody disturbs; it reads through Ray Data."""
+    result = run_train(config(world, world["root"] / "undisturbed", "reader.ray=true", *LONG))
+    assert result.steps == 100 and 100 * 2 < result.samples < 100 * 6
+    assert "train/loss_box" in result.metrics and "perf/data_wait_frac" in result.metrics
+    return weights(result.model_path)
+
+
+def weights(folder):
+    from padt.checkpoints.loading import load_model
+
+    return load_model(folder).state_dict()
+
+
+class Killer:
+    """Kills the worker of rank 0 (its id stands in the log) when each of some steps is reached."""
+
+    def __init__(self, caplog, *steps):
+        caplog.set_level("INFO", logger="jobs")
+        self.caplog, self.steps = caplog, list(steps)
+
+    def __call__(self, record):
+        if self.steps and record.step >= self.steps[0]:
+            self.steps.pop(0)
+            os.kill(int(re.findall(r"worker ready.*process (\d+)", self.caplog.text)[-1]), signal.SIGKILL)
+
+
+def assert_same(first, second):
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_a_run_that_is_killed_ends_with_the_same_weights(world, undisturbed, caplog, tmp_path, store):
+    # Spot machines go away. The first kill is mended by Ray Train, the second ends the job; then it is started again.
+    from jobs.common.mlflow_run import client
+
+    job = config(world, tmp_path / "run", "max_failures=1", "tracking.enabled=true", *LONG)
+    killer = Killer(caplog, 15, 50)
+    with pytest.raises(Exception, match="died|worker"):
+        run_train(job, on_record=killer)
+    assert not killer.steps
+    with pytest.raises(UserError, match="unfinished run of another configuration"):
+        run_train(config(world, tmp_path / "run", "optimizer.lr=1e-4"))
+    result = run_train(job)
+    starts = [int(step) for step in re.findall(r"goes on from the checkpoint of step (\d+)", caplog.text)]
+    assert len(starts) == 2 and starts[0] >= 10 and starts[1] >= 40, (
+        "each kill costs the steps since a checkpoint, no more"
+    )
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 101))
+    assert_same(weights(result.model_path), undisturbed)
+    runs = client().search_runs([client().get_experiment_by_name("padt").experiment_id])
+    assert [run.info.run_id for run in runs] == [result.run_id]
+    history = client().get_metric_history(result.run_id, "train/loss")
+    assert [entry.step for entry in history] == list(range(1, 101))
+    # A finished run returns at once; another configuration does not overwrite it.
+    again = run_train(job)
+    assert again.skipped and again.model_path == result.model_path
+    with pytest.raises(UserError, match="finished run of another configuration"):
+        run_train(config(world, tmp_path / "run", "optimizer.lr=1e-4"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path):
+    # Retrying would burn hours of GPUs on the same batch.
+    with pytest.raises(UserError, match=r"loss of step \d+ is (nan|inf).*keys mini/train/\d+"):
+        run_train(config(world, tmp_path / "run", "workers=1", "optimizer.lr=1e30", "optimizer.clip=0"))
+    assert not (tmp_path / "run" / "model").exists()
