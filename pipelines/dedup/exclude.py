@@ -27,7 +27,8 @@ from pipelines.dedup.overlap import (
     load_images,
     look_words,
 )
-from pipelines.io.storage import Folder, open_input, resolve
+from pipelines.io.reading import open_input, resolve
+from pipelines.io.storage import Folder
 
 EXCLUSION_REASONS = {
     "same_source_id": "an excluded set holds the image with the same id of its publisher",

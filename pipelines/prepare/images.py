@@ -19,7 +19,7 @@ from padt.data.image import DEFAULT_PIXEL_BUDGET, UNREADABLE, image_formats
 from padt.errors import ImageError, UserError
 from pipelines.dedup.hashes import look_hash
 from pipelines.io.archives import archive_url
-from pipelines.io.storage import is_local, reaching, read_file, resolve
+from pipelines.io.reading import is_local, reaching, read_file, resolve
 
 # Largest encoded image: a file of this size is no photograph, and one packed into a zip may claim to be any size.
 MOST_IMAGE_BYTES = 256 * 2**20

@@ -16,7 +16,8 @@ from pipelines.dataset.manifest import MANIFEST_NAME, Manifest, SourceFile, open
 from pipelines.dataset.schema import REJECT_KINDS, SCHEMA_VERSION
 from pipelines.dedup.exclude import Exclusion, load_compared, load_exclusion
 from pipelines.inspection.report import REPORT_NAME
-from pipelines.io.storage import Folder, hash_file, is_local, transport_errors
+from pipelines.io.reading import hash_file, is_local, transport_errors
+from pipelines.io.storage import Folder
 from pipelines.prepare.finalize import finish
 from pipelines.prepare.images import ImageFolders
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from padt.data.image import ResizePolicy
 from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest
-from pipelines.io.storage import is_local, resolve
+from pipelines.io.reading import is_local, resolve
 from pipelines.prepare.run import Execute, PlanSummary, PrepareOptions, Progress, prepare
 from pipelines.toy.writing import write_dataset
 

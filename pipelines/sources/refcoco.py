@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from padt.errors import UserError
-from pipelines.io.storage import open_input, reaching, read_most
+from pipelines.io.reading import open_input, reaching, read_most
 from pipelines.sources.base import Piece, Reject, identifier, whole_number
 
 _REFERENCES = "Reference file"

@@ -14,8 +14,8 @@ import pytest
 
 from padt.errors import ImageError, UserError
 from pipelines.inspection.inspect import inspect
-from pipelines.io import storage
-from pipelines.io.storage import hash_file, open_input
+from pipelines.io import reading
+from pipelines.io.reading import hash_file, open_input
 from pipelines.prepare.images import ImageFolders, ImagesAhead, read_image
 from pipelines.prepare.run import PrepareOptions
 from tests.pipelines.coco_files import (
@@ -141,7 +141,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     (tmp_path / "secret.jpg").write_bytes(image_bytes())
     for place in (str(tmp_path / "images"), f"file://{tmp_path}/images", "memory://images"):
         if place.startswith("memory"):
-            storage.resolve(place)[0].makedirs("/images", exist_ok=True)
+            reading.resolve(place)[0].makedirs("/images", exist_ok=True)
         with pytest.raises(ImageError) as caught:
             ImageFolders([place]).locate(name)
         assert caught.value.reason == "image_outside_root"
@@ -180,7 +180,7 @@ def test_names_that_are_not_utf8_are_rejected_one_by_one(tmp_path):
 
 def test_images_fetched_ahead_are_those_that_are_asked_for():
     """Also where some are passed over, stand twice, are missing, or are asked for out of order."""
-    fs, _ = storage.resolve("memory://ahead")
+    fs, _ = reading.resolve("memory://ahead")
     urls = [f"memory://ahead/{number}.jpg" for number in range(40)]
     for number in range(0, 40, 2):
         fs.pipe(f"/ahead/{number}.jpg", str(number).encode())
@@ -222,7 +222,7 @@ def web(tmp_path):
 
 def test_annotations_and_images_on_the_web_are_those_of_the_folder(tmp_path, web, monkeypatch):
     url, failures = web
-    monkeypatch.setattr(storage, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(reading, "_FIRST_PAUSE", 0.01)
     raw = write_coco(tmp_path / "raw", count=4)
     (raw / "images" / "0003.jpg").unlink()
     local = prepare_here(options_for(raw, tmp_path / "local"))
@@ -246,7 +246,7 @@ def test_annotations_and_images_on_the_web_are_those_of_the_folder(tmp_path, web
 
 def test_a_network_that_fails_is_no_reason_to_reject_an_image(tmp_path, web, monkeypatch):
     url, failures = web
-    monkeypatch.setattr(storage, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(reading, "_FIRST_PAUSE", 0.01)
     (tmp_path / "a.jpg").write_bytes(b"12345")
     failures += [503] * 4
     with pytest.raises(UserError, match=r"a\.jpg could not be read in 4 tries"):
