@@ -1,6 +1,6 @@
 # Everything a fresh clone needs: Python 3.11 or later with venv, a C++ compiler, and a package index.
 #   make demo     the whole story on two cores: data, training, scores, a registered model, pictures, a served answer
-#   make test     lint, types and tests
+#   make test     lint, import contracts, types and tests
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -32,12 +32,13 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 demo: setup  ## the toy recipe end to end (about ten minutes on two cores)
 	$(BIN)/padt demo
 
-test: check  ## lint, types and all tests
+test: check  ## lint, import contracts, types and all tests
 	$(BIN)/python -m pytest
 
-check: setup  ## lint and types only
+check: setup  ## lint, import contracts and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 format: setup  ## format the code and mend what lint can mend

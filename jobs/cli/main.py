@@ -18,6 +18,7 @@ from jobs.cli.explain import app as explain_app
 from jobs.cli.export import app as export_app
 from jobs.cli.models import app as models_app
 from jobs.cli.prepare import app as prepare_app
+from jobs.cli.stage_lines import StageLines, stages_table
 from jobs.common import console
 from jobs.common.console import examples
 from padt import __version__
@@ -176,9 +177,9 @@ def run(
     """
     from jobs.recipes.run import run_recipe
 
-    observer = console.StageLines()
+    observer = StageLines()
     result = run_recipe(recipe, overrides or (), output=output, redo=redo or (), observer=observer)
-    console.out.print(console.stages_table(result))
+    console.out.print(stages_table(result))
     console.out.print(console.metrics_table("Scores", result.scores))
     console.out.print(f"summary: {result.summary_path}")
 
@@ -268,8 +269,8 @@ def demo(
     """
     from jobs.recipes.demo import run_demo
 
-    result = run_demo(output, overrides or (), fresh=fresh, observer=console.StageLines())
-    console.out.print(console.stages_table(result.recipe))
+    result = run_demo(output, overrides or (), fresh=fresh, observer=StageLines())
+    console.out.print(stages_table(result.recipe))
     console.out.print(console.metrics_table("Held-out scores before and after each stage", result.shown_scores()))
     tracking = result.recipe.tracking_uri
     things = [

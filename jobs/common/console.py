@@ -11,8 +11,6 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from jobs.recipes.records import Observer, RecipeResult, StageRecord
-
 # Results go to stdout; everything about how it goes goes to stderr, so that output can be piped.
 # What users' files say is printed as it is: a class called "[/b]" is no markup.
 out = Console(highlight=False, markup=False)
@@ -55,37 +53,6 @@ def metrics_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Tabl
     title = f"{title} ({shared}...)" if shared else title
     rows = [[name.removeprefix(shared), *(metrics.get(name, "") for metrics in scores.values())] for name in names]
     return table(title, ["metric", *(f"{evaluation}>" for evaluation in scores)], rows)
-
-
-def stages_table(result: RecipeResult) -> Table:
-    """What each stage of a recipe made, where, and how long it took."""
-    rows = [
-        [
-            record.name,
-            record.kind,
-            f"{record.seconds:,.1f}",
-            "already done" if record.skipped else "done",
-            shorter(record.folder),
-        ]
-        for record in result.stages
-    ]
-    return table(f"Recipe {result.name}", ["stage", "kind", "seconds>", "", "folder"], rows)
-
-
-class StageLines(Observer):
-    """Tells on stderr which stage begins and how it ended."""
-
-    def __init__(self) -> None:
-        super().__init__(self._begin, self._end)
-
-    def _begin(self, name: str, position: int, count: int) -> None:
-        err.rule(Text(f"{position}/{count} {name}", "bold"), align="left")
-
-    def _end(self, record: StageRecord) -> None:
-        if record.skipped:
-            err.print(f"{record.name}: already done ({shorter(record.folder)})")
-        else:
-            err.print(f"{record.name}: done in {record.seconds:.0f} s ({shorter(record.folder)})")
 
 
 def shorter(path: str) -> str:

@@ -27,7 +27,6 @@ from jobs.common.model_reference import (
 )
 from jobs.common.model_reference import find_model as find_model
 from jobs.common.model_reference import resolve_model as resolve_model
-from jobs.training.model_card_facts import note_scores
 from padt.errors import UserError
 
 if TYPE_CHECKING:
@@ -201,6 +200,23 @@ def _promote(client: "MlflowClient", entry: Any, alias: str, gate: Gate, force: 
 def scores_of(entry: Any) -> dict[str, float]:
     """Scores that a version carries as tags."""
     return {key: float(value) for key, value in entry.tags.items() if key.startswith(_EVAL)}
+
+
+def note_scores(folder: Path, scores: Mapping[str, float], data: Mapping[str, str]) -> bool:
+    """Write an evaluation's scores into the card of a model folder; False where the folder cannot be written to."""
+    from padt.checkpoints.loading import load_config
+    from padt.pretrained.model_card import add_scores
+
+    if not scores:
+        return False
+    try:
+        config, layout = load_config(folder)
+        if layout == "padt":
+            add_scores(folder, scores, data, config)
+        return layout == "padt"
+    except (OSError, UserError):
+        # A model in a place of others, or one that only looks like a model: registration does not hang on its card.
+        return False
 
 
 def read_evaluation(folder: str | os.PathLike) -> dict[str, Any]:

@@ -112,7 +112,8 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
     Raises:
         UserError: model folder or data set missing or not fitting.
     """
-    from jobs.training.loop import lora_settings, loss_settings
+    from jobs.training.loop import loss_settings
+    from jobs.training.trainable import lora_settings
     from padt.checkpoints.loading import load_processor
 
     loss_settings(config)

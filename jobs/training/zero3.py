@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 
 from jobs.training.config import TrainConfig
 from jobs.training.deepspeed_engine import deepspeed_config, prepare_deepspeed
+from jobs.training.trainable import prepare_for_training, training_dtype
 from padt.checkpoints.lora import is_adapter_folder, reset
 from padt.errors import UserError
 from padt.model.modeling import PaDTForConditionalGeneration
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 def skeleton(config: TrainConfig, device: torch.device) -> PaDTForConditionalGeneration:
     """The model of a configuration with adapters attached and parts frozen, all of it on the meta device."""
-    from jobs.training.loop import prepare_for_training, training_dtype
     from padt.checkpoints.loading import load_config, resolve_attention
 
     model_config, _ = load_config(config.model)

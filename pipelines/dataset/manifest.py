@@ -98,7 +98,7 @@ class ExcludedSet(_Strict):
         url: where it was.
         fingerprint: of its content.
         images: how many images it names.
-        removed: images left out, by reason (``pipelines.dedup.exclude.EXCLUSION_REASONS``); each counts for one set.
+        removed: images left out, by reason (``pipelines.dataset.schema.EXCLUSION_REASONS``); each counts for one set.
     """
 
     name: str

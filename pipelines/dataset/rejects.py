@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 
 from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest
-from pipelines.dataset.schema import REJECT_REASONS
-from pipelines.dedup.exclude import EXCLUSION_REASONS
+from pipelines.dataset.schema import EXCLUSION_REASONS, REJECT_REASONS
 from pipelines.io.storage import Folder
 
 REASONS = REJECT_REASONS | EXCLUSION_REASONS

@@ -122,6 +122,13 @@ REJECT_REASONS = {
 
 assert set(IMAGE_REASONS) <= set(REJECT_REASONS)
 
+EXCLUSION_REASONS = {
+    "same_source_id": "an excluded set holds the image with the same id of its publisher",
+    "same_bytes": "an excluded set holds the very same file",
+    "same_look": "an excluded set holds a picture that looks the same (such as a copy in another size or format)",
+}
+"""Why images are left out without being rejected (a closed list)."""
+
 REJECT_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

@@ -30,13 +30,6 @@ from pipelines.dedup.overlap import (
 from pipelines.io.reading import open_input, resolve
 from pipelines.io.storage import Folder
 
-EXCLUSION_REASONS = {
-    "same_source_id": "an excluded set holds the image with the same id of its publisher",
-    "same_bytes": "an excluded set holds the very same file",
-    "same_look": "an excluded set holds a picture that looks the same (such as a copy in another size or format)",
-}
-"""Why images are left out without being rejected (a closed list)."""
-
 LIST_FORMAT = "padt exclude list"
 _LIST_VERSION = 1
 

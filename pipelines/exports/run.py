@@ -8,8 +8,8 @@ from pipelines.dataset.manifest import open_set
 from pipelines.exports.base import Exported, ExportedSet
 from pipelines.exports.coco import write_coco
 from pipelines.exports.released import write_released
+from pipelines.io.images import read_image
 from pipelines.io.storage import Folder
-from pipelines.prepare.images import read_image
 
 FORMATS = ("coco", "released")
 

@@ -11,7 +11,7 @@ from padt.data import rle
 from padt.data.image import open_image
 from padt.data.patches import unpack_patches
 from padt.drawing.objects import DrawnObject, contact_sheet, draw_objects
-from pipelines.prepare.images import read_image
+from pipelines.io.images import read_image
 
 _NO_PICTURE = (640, 32)
 _MOST_LETTERS = 300

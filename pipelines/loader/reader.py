@@ -22,11 +22,11 @@ from padt.data.collate import EncodedSample, collate
 from padt.data.tasks import TaskOptions
 from padt.errors import ImageError, UserError
 from pipelines.dataset.index import SetIndex
+from pipelines.io.images import read_image
 from pipelines.io.reading import is_local
 from pipelines.loader.mixture import SampleRef
 from pipelines.loader.plan import Plan
 from pipelines.loader.sample import Drawer
-from pipelines.prepare.images import read_image
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from pipelines.dataset.manifest import (
     SourceFile,
     fingerprint,
 )
-from pipelines.dataset.schema import REJECT_KINDS, SCHEMA_VERSION
-from pipelines.dedup.exclude import EXCLUSION_REASONS, Exclusion
+from pipelines.dataset.schema import EXCLUSION_REASONS, REJECT_KINDS, SCHEMA_VERSION
+from pipelines.dedup.exclude import Exclusion
 from pipelines.dedup.overlap import SetImages, compare, duplicates, images_of
 from pipelines.inspection.report import write_report
 from pipelines.io.storage import Folder

@@ -3,10 +3,7 @@
 import io
 import posixpath
 import re
-import tarfile
 import warnings
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +16,8 @@ from padt.data.image import DEFAULT_PIXEL_BUDGET, UNREADABLE, image_formats
 from padt.errors import ImageError, UserError
 from pipelines.dedup.hashes import look_hash
 from pipelines.io.archives import archive_url
-from pipelines.io.reading import is_local, reaching, read_file, resolve
-
-# Largest encoded image: a file of this size is no photograph, and one packed into a zip may claim to be any size.
-MOST_IMAGE_BYTES = 256 * 2**20
+from pipelines.io.images import read_image
+from pipelines.io.reading import is_local, reaching, resolve
 
 # Pixels of a side that the hash of the look is made from, at least.
 _FEWEST_PIXELS = 48
@@ -69,29 +64,6 @@ def measure(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Measure
         except UNREADABLE as error:
             raise ImageError("image_unreadable", str(error)) from error
     return Measured(width, height, look)
-
-
-def read_image(url: str, most: int = MOST_IMAGE_BYTES) -> bytes:
-    """Encoded bytes of an image, wherever it lies.
-
-    Args:
-        url: local path, fsspec URL, or ``zip://INNER::TARGET``.
-        most: refuse files of more bytes; of such a file no more than this is read (or unpacked).
-
-    Raises:
-        ImageError: the file is missing, cannot be read, or is too large.
-        UserError: the network failed, which says nothing about the image.
-    """
-    try:
-        content = read_file(url, most + 1)
-    except FileNotFoundError as error:
-        raise ImageError("image_missing", f"{url} does not exist") from error
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
-        # RuntimeError: a zip's file is locked by a password, or packed in a way that Python does not know.
-        raise ImageError("image_unreadable", f"{url}: {error}") from error
-    if len(content) > most:
-        raise ImageError("image_too_large", f"{url} has more than {most:,} bytes")
-    return content
 
 
 class ImagesAhead:

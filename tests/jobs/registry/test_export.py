@@ -7,8 +7,9 @@ import pytest
 
 from jobs.cli.main import main
 from jobs.registry.export import run_export
+from jobs.registry.register import note_scores
 from jobs.training.config import TrainConfig
-from jobs.training.model_card_facts import note_scores, training_facts
+from jobs.training.model_card_facts import training_facts
 from padt.checkpoints.loading import load_config, save_model
 from padt.errors import UserError
 from padt.pretrained.model_card import CARD, ModelFacts, read_facts

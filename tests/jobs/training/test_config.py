@@ -103,7 +103,7 @@ def test_parts_that_are_trained():
 
 
 def test_lora_names_its_targets():
-    from jobs.training.loop import lora_settings
+    from jobs.training.trainable import lora_settings
 
     assert lora_settings(build("lora.rank=8", "lora.targets=[q_proj,v_proj]").lora).targets == ("q_proj", "v_proj")
     with pytest.raises(UserError, match="'qproj'.*did you mean q_proj"):

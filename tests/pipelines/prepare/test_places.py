@@ -15,8 +15,9 @@ import pytest
 from padt.errors import ImageError, UserError
 from pipelines.inspection.inspect import inspect
 from pipelines.io import reading
+from pipelines.io.images import read_image
 from pipelines.io.reading import hash_file, open_input
-from pipelines.prepare.images import ImageFolders, ImagesAhead, read_image
+from pipelines.prepare.images import ImageFolders, ImagesAhead
 from pipelines.prepare.run import PrepareOptions
 from tests.pipelines.coco_files import (
     content_of,
