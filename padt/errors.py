@@ -3,6 +3,12 @@
 Every message says what is wrong, where, and what to do about it. The command line prints them without a traceback.
 """
 
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
+
 
 class UserError(Exception):
     """Wrong input, configuration or state that the user can put right.
@@ -24,3 +30,29 @@ class ImageError(UserError):
 
 
 IMAGE_REASONS = ("image_missing", "image_unreadable", "image_too_large", "image_aspect_ratio")
+
+
+def look_up(what: str, name: object, table: Mapping[str, Entry]) -> Entry:
+    """The entry of a table of known things.
+
+    Args:
+        what: the thing and its place, as the error begins: ``Source``, ``data.sets.0.tasks: task``.
+        name: as the user wrote it.
+        table: entries by name.
+
+    Raises:
+        UserError: the name is unknown; the message names the nearest.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise UserError(f"{what} {name!r} is unknown: {suggestion(name, table)}")
+    return table[name]
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """What a user may have meant by an unknown name: ``did you mean X?``, or all names where none is near.
+
+    Letter case does not count, and the sentence ends here.
+    """
+    names = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(str(name).lower(), list(names), n=1, cutoff=0.5)
+    return f"did you mean {names[near[0]]}?" if near else f"known are {', '.join(names.values())}."

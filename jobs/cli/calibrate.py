@@ -41,10 +41,6 @@ def calibrate(
         workers=workers,
         load_options={"device": device} if device else None,
     )
-    rows = [
-        ["calibration error" if name == "error" else name, console.number(value), console.number(result.after[name])]
-        for name, value in result.before.items()
-    ]
     title = f"{result.objects:,} objects in {result.images:,} images; each half scored by a fit on the other"
-    console.out.print(console.table(title, ["", "decoder's score>", "calibrated>"], rows))
+    console.out.print(console.metrics_table(title, {"decoder's score": result.before, "calibrated": result.after}))
     console.out.print(f"calibrated model: {result.folder}")

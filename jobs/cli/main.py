@@ -268,10 +268,13 @@ def demo(
     Run it again to go on where it stopped, or to see the table once more.
     """
     from jobs.recipes.demo import run_demo
+    from padt.metrics.table import title
 
     result = run_demo(output, overrides or (), fresh=fresh, observer=StageLines())
     console.out.print(stages_table(result.recipe))
-    console.out.print(console.metrics_table("Held-out scores before and after each stage", result.shown_scores()))
+    console.out.print(
+        console.metrics_table("Held-out scores before and after each stage", result.shown_scores(), named=title)
+    )
     tracking = result.recipe.tracking_uri
     things = [
         *(("picture", console.shorter(str(path))) for path in result.pictures),

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from jobs.common import console
 from jobs.common.console import examples
@@ -51,7 +50,7 @@ def evaluate(
     for warning in result.warnings:
         console.err.print(f"warning: {warning}")
     title = f"{result.samples:,} questions in {result.seconds:.0f} s"
-    console.out.print(console.table(title, ["metric", "value>"], sorted(result.metrics.items())))
+    console.out.print(console.metrics_table(title, {"value": result.metrics}))
     if result.out_dir:
         console.out.print(f"results: {result.out_dir}")
 
@@ -67,12 +66,7 @@ def compare(
     from jobs.registry.compare import run_compare
 
     result = run_compare(sources, contains=contains)
-    rows = []
-    for metric, values in result.metrics.items():
-        best = result.best(metric)
-        cells = [console.number(value) for value in values]
-        rows.append([metric, *(Text(cell, "bold" if place == best else "") for place, cell in enumerate(cells))])
-    console.out.print(console.table("Scores", ["metric", *(f"{source}>" for source in result.sources)], rows))
+    console.out.print(console.metrics_table("Scores", result.scores))
     for warning in result.warnings:
         console.err.print(f"warning: {warning}")
 

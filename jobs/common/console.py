@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
+
+from padt.metrics.table import find_metric, in_order, label, written
 
 # Results go to stdout; everything about how it goes goes to stderr, so that output can be piped.
 # What users' files say is printed as it is: a class called "[/b]" is no markup.
@@ -44,14 +46,31 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     return drawn
 
 
-def metrics_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table:
-    """Metrics by row, evaluations by column; ``scores[evaluation][metric]``."""
-    names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
+def metrics_table(title: str, scores: Mapping[str, Mapping[str, float]], named: Callable[[str], str] = label) -> Table:
+    """Metrics by row, evaluations by column, the best of each row in bold.
+
+    Args:
+        title: of the table.
+        scores: ``scores[evaluation][metric]``.
+        named: what stands for a metric's name (``padt.metrics.table.label`` or ``title``).
+    """
+    names = in_order({name for metrics in scores.values() for name in metrics})
     folders = {name.rpartition("/")[0] for name in names}
     # One set: its name goes into the title, not in front of every metric.
     shared = f"{folders.pop()}/" if len(folders) == 1 else ""
     title = f"{title} ({shared}...)" if shared else title
-    rows = [[name.removeprefix(shared), *(metrics.get(name, "") for metrics in scores.values())] for name in names]
+    rows = []
+    for name in names:
+        values = [metrics.get(name) for metrics in scores.values()]
+        metric = find_metric(name)
+        best = metric.best(values) if metric is not None else None
+        cells = ("" if value is None else written(name, value) for value in values)
+        rows.append(
+            [
+                named(name.removeprefix(shared)),
+                *(Text(cell, "bold" if place == best else "") for place, cell in enumerate(cells)),
+            ]
+        )
     return table(title, ["metric", *(f"{evaluation}>" for evaluation in scores)], rows)
 
 

@@ -29,8 +29,8 @@ class CalibrationResult:
 
     Attributes:
         calibration: fitted on all objects of the set.
-        before, after: ``error`` (expected calibration error) and ``bbox_AP*`` with the decoder's scores and with
-            calibrated ones; each half of the images is scored by a calibration that was fitted on the other half.
+        before, after: ``calibration_error`` (expected) and ``bbox_AP*`` with the decoder's scores and with calibrated
+            ones; each half of the images is scored by a calibration that was fitted on the other half.
         images, objects: what it stands on.
         folder: the calibrated model.
     """
@@ -148,7 +148,7 @@ def _measured(
     categories = [(category.id, category.name) for category in data.manifest.categories]
     metrics = score_detect(images, found, categories, masks=False)[0].metrics
     error = calibration_error(np.concatenate(scores), np.concatenate(quality))
-    return {"error": error, **{name: metrics[name] for name in ("bbox_AP", "bbox_AP50", "bbox_AP75")}}
+    return {"calibration_error": error, **{name: metrics[name] for name in ("bbox_AP", "bbox_AP50", "bbox_AP75")}}
 
 
 def _write(model: Path, out: str | os.PathLike | None, calibration: ScoreCalibration) -> str:

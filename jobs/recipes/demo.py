@@ -15,6 +15,7 @@ from typing import Any
 from jobs.recipes.records import Observer, RecipeResult, StageRecord
 from jobs.recipes.run import run_recipe, write_summary
 from padt.errors import UserError
+from padt.metrics.table import in_order, is_headline
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,6 @@ ALIAS = "models:/padt@champion"
 CANDIDATE = "models:/padt@candidate"
 PICTURES = 3
 _MAX_NEW_TOKENS = 160
-# Metrics that the closing table shows, by their last part.
-SHOWN = ("precision_at_0.5", "precision_at_0.75", "gIoU", "cIoU", "bbox_AP50", "bbox_AP", "segm_AP", "caption_grounded")
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,9 @@ class DemoResult:
         return sum(record.seconds for record in self.recipe.stages)
 
     def shown_scores(self) -> dict[str, dict[str, float]]:
-        """The metrics worth showing, by evaluation, in the order of ``SHOWN``."""
+        """The metrics of a short table, by evaluation."""
         return {
-            stage: {
-                name: metrics[name] for last in SHOWN for name in sorted(metrics) if name.rsplit("/", 1)[-1] == last
-            }
+            stage: {name: metrics[name] for name in in_order(metrics) if is_headline(name)}
             for stage, metrics in self.recipe.scores.items()
         }
 

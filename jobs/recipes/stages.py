@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from jobs.common.storage import join
 from jobs.training.config import Section, TrainConfig, build_config, read_yaml
-from padt.errors import UserError
+from padt.errors import UserError, look_up
+from padt.metrics.table import require_metric
 
 PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 BUILT_IN: dict[str, Callable[[], Path]] = {
@@ -215,14 +216,25 @@ class RegisterStage(Stage):
         model: model folder.
         evaluation: folder of an evaluation, whose scores decide and are kept with the version.
         alias: name that other commands load it by.
-        minimum: smallest accepted value of a metric.
+        thresholds: what metrics must reach, see ``jobs.registry.register.Gate``.
     """
 
     kind: ClassVar[str] = "register"
     model: str
     evaluation: str
     alias: str = "champion"
-    minimum: dict[str, float] = Field(default_factory=dict)
+    thresholds: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("thresholds")
+    @classmethod
+    def _of_metrics(cls, thresholds: dict[str, float]) -> dict[str, float]:
+        for name in thresholds:
+            try:
+                require_metric(name, "thresholds")
+            except UserError as error:
+                # In this form the configuration adds file and stage.
+                raise ValueError(str(error)) from error
+        return thresholds
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.registry.register.run_register``."""
@@ -232,7 +244,7 @@ class RegisterStage(Stage):
             self.model,
             alias=self.alias,
             evaluations=[self.evaluation],
-            gate=Gate(minimum=self.minimum),
+            gate=Gate(thresholds=self.thresholds),
             run_id=context.parent_run_id,
         )
         return {
@@ -261,10 +273,7 @@ def build_stage(name: str, entry: Any, source: str, overrides: Sequence[str] = (
         UserError: the kind is unknown, or an option is unknown or wrong.
     """
     where = f"{source}, stage {name}"
-    if not isinstance(entry, Mapping) or entry.get("do") not in KINDS:
-        given = entry.get("do") if isinstance(entry, Mapping) else entry
-        raise UserError(f"{where}: 'do: {given}' is no kind of stage: use one of {', '.join(KINDS)}.")
-    kind = KINDS[entry["do"]]
+    kind = look_up(f"{where}: kind of stage (do)", entry.get("do") if isinstance(entry, Mapping) else entry, KINDS)
     options = {key: value for key, value in entry.items() if key != "do"}
     if kind is TrainStage:
         file = options.pop("config", None)

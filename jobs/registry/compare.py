@@ -8,31 +8,18 @@ from jobs.common.model_reference import parse_reference, registered_version, reg
 from jobs.registry.register import read_evaluation, scores_of
 from padt.errors import UserError
 
-# Figures about which nothing can be called better.
-_NEUTRAL = ("caption_tokens", "caption_objects")
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores by metric and source.
+    """Scores by source and metric.
 
     Attributes:
-        sources: names of the columns, as short as they stay different.
-        metrics: ``metrics[name]`` holds one value a source, None where it was not measured.
+        scores: ``scores[source][metric]``, sources by names that are as short as they stay different.
         warnings: what makes columns hard to compare.
     """
 
-    sources: tuple[str, ...]
-    metrics: dict[str, tuple[float | None, ...]]
+    scores: dict[str, dict[str, float]]
     warnings: tuple[str, ...] = ()
-
-    def best(self, metric: str) -> int | None:
-        """Position of the best value (the first of equals); None for a single value or one that has no direction."""
-        values = self.metrics[metric]
-        known = [value for value in values if value is not None]
-        if len(known) < 2 or metric.rsplit("/", 1)[-1] in _NEUTRAL:
-            return None
-        return values.index(max(known))
 
 
 def run_compare(sources: Sequence[str], tracking_uri: str | None = None, contains: str = "") -> Comparison:
@@ -62,16 +49,15 @@ def run_compare(sources: Sequence[str], tracking_uri: str | None = None, contain
             if content.get("data_fingerprint"):
                 data.setdefault(str(content.get("set")), set()).add(str(content["data_fingerprint"]))
         columns.append(scores)
-    names = sorted({name for scores in columns for name in scores if contains in name})
-    if not names:
+    shown = [{name: value for name, value in scores.items() if contains in name} for scores in columns]
+    if not any(shown):
         raise UserError(f"No metric's name contains {contains!r}: leave the filter out to see all.")
     warnings = [
         f"The evaluations named {name!r} were made on different data: their scores are not comparable."
         for name, prints in sorted(data.items())
         if len(prints) > 1
     ]
-    metrics = {name: tuple(scores.get(name) for scores in columns) for name in names}
-    return Comparison(short_names(sources), metrics, tuple(warnings))
+    return Comparison(dict(zip(short_names(sources), shown, strict=True)), tuple(warnings))
 
 
 def short_names(sources: Sequence[str]) -> tuple[str, ...]:

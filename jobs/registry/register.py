@@ -28,6 +28,7 @@ from jobs.common.model_reference import (
 from jobs.common.model_reference import find_model as find_model
 from jobs.common.model_reference import resolve_model as resolve_model
 from padt.errors import UserError
+from padt.metrics.table import is_watched, require_metric
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
-WATCHED = ("precision_at_0.5", "gIoU", "bbox_AP", "segm_AP", "caption_grounded")
 _EVAL = "eval/"
 _DATA_TAG = "padt.eval_data/"
 
@@ -46,31 +46,40 @@ class Gate:
     """What a version must show to become champion.
 
     Attributes:
-        minimum: least value by metric name, for example ``{"eval/toy/gIoU": 0.7}``.
+        thresholds: by metric name what it must reach, for example ``{"eval/toy/gIoU": 0.7}``: at least this where
+            higher is better, at most this where lower is (``padt.metrics.table.METRICS``).
         tolerance: how much worse than the champion a watched metric may be, absolute.
-        watched: last parts of the metric names that are compared with the champion; higher is better for all of them.
+
+    Raises:
+        UserError: a threshold is for no metric (names the nearest), or for one that has no better values.
     """
 
-    minimum: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     tolerance: float = 0.01
-    watched: tuple[str, ...] = WATCHED
+
+    def __post_init__(self) -> None:
+        for name in self.thresholds:
+            require_metric(name, "The gate's thresholds")
 
     def objections(self, metrics: Mapping[str, float], champion: Mapping[str, float]) -> list[str]:
         """Reasons against a promotion, one sentence each; empty = none."""
         reasons = []
         if not metrics:
             reasons.append("It has no scores: evaluate it first with `padt evaluate`.")
-        for name, least in self.minimum.items():
+        for name, threshold in self.thresholds.items():
+            metric = require_metric(name, "The gate's thresholds")
+            asked = f"the gate asks for at {'most' if metric.better == 'lower' else 'least'} {threshold:g}."
             if name not in metrics:
-                reasons.append(f"{name} was not measured; the gate asks for at least {least:g}.")
-            elif not metrics[name] >= least:
-                reasons.append(f"{name} is {metrics[name]:.4f}; the gate asks for at least {least:g}.")
+                reasons.append(f"{name} was not measured; {asked}")
+            elif not metric.reaches(metrics[name], threshold):
+                reasons.append(f"{name} is {metrics[name]:.4f}; {asked}")
         for name, best in champion.items():
-            if name.rsplit("/", 1)[-1] not in self.watched:
+            if not is_watched(name):
                 continue
+            metric = require_metric(name, "The champion")
             if name not in metrics:
                 reasons.append(f"{name} was not measured; the champion has {best:.4f}.")
-            elif not metrics[name] >= best - self.tolerance:
+            elif not metric.reaches(metrics[name], best, self.tolerance):
                 reasons.append(
                     f"{name} is {metrics[name]:.4f}; the champion has {best:.4f} (tolerance {self.tolerance:g})."
                 )

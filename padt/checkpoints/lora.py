@@ -6,7 +6,6 @@ processor of PaDT: ``padt.load_model`` takes it like any model folder and gives 
 is imported when it is used.
 """
 
-import difflib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from padt.data.processor import read_json
-from padt.errors import UserError
+from padt.errors import UserError, suggestion
 from padt.model.modeling import PaDTForConditionalGeneration
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -65,9 +64,8 @@ class LoraSettings:
             raise UserError(f"lora.targets is empty: name at least one of {', '.join(LINEAR_TARGETS)}.")
         for target in self.targets:
             if target not in LINEAR_TARGETS:
-                near = difflib.get_close_matches(target, LINEAR_TARGETS, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(LINEAR_TARGETS)}."
-                raise UserError(f"lora.targets names {target!r}, which no layer of the language model has: {hint}")
+                meant = suggestion(target, LINEAR_TARGETS)
+                raise UserError(f"lora.targets names {target!r}, which no layer of the language model has: {meant}")
 
 
 def attach(model: PaDTForConditionalGeneration, settings: LoraSettings, *, empty: bool = False) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from padt.errors import UserError
 from padt.metrics.overlap import RLE, Box, compressed
 from padt.metrics.records import ObjectLike, Scores, check_ids
+from padt.metrics.table import COCO_SUMMARY, RELEASED
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,6 @@ MAX_DETECTIONS = 100
 RELEASED_MAX_SIDE = 1288
 RELEASED_MAX_PER_CLASS = 50
 Protocol = Literal["official", "released"]
-
-# The twelve figures of COCO's summary, in its order.
-_SUMMARY = (
-    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
-    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
-)
 
 
 @dataclass(frozen=True)
@@ -171,7 +166,7 @@ def score_detect(
         "detections_beyond_100": detections.dropped,
         "unknown_labels": sum(detections.unknown_labels.values()),
     }
-    prefix = "released_" if protocol == "released" else ""
+    prefix = RELEASED if protocol == "released" else ""
     results = (
         [{**entry, "bbox": _rounded(entry["bbox"])} for entry in detections.results] if prefix else detections.results
     )
@@ -223,9 +218,9 @@ def _average_precision(
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
-    stats = [float(value) for value in evaluator.stats[: len(_SUMMARY)]]
+    stats = [float(value) for value in evaluator.stats[: len(COCO_SUMMARY)]]
     # COCO writes -1 where a size class has no ground truth.
-    return {f"{prefix}{kind}_{name}": value for name, value in zip(_SUMMARY, stats, strict=True) if value >= 0}
+    return {f"{prefix}{kind}_{name}": value for name, value in zip(COCO_SUMMARY, stats, strict=True) if value >= 0}
 
 
 def _released(image: TrueImage) -> TrueImage | None:

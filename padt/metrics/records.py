@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from padt.metrics.overlap import RLE, Box
+from padt.metrics.table import find_metric
 
 
 class ObjectLike(Protocol):
@@ -66,10 +67,18 @@ class Scores:
     Attributes:
         metrics: name to value; a metric that nothing can be said about is left out, never NaN.
         counts: name to number of samples, objects or exceptions.
+
+    Raises:
+        ValueError: a metric has no row in ``padt.metrics.table.METRICS``, so nobody could compare it.
     """
 
     metrics: dict[str, float]
     counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        strange = [name for name in self.metrics if find_metric(name) is None]
+        if strange:
+            raise ValueError(f"Metrics without a row in padt/metrics/table.py: {', '.join(strange)}.")
 
 
 def check_ids(expected: Sequence[str], answered: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from padt.metrics.overlap import RLE, Box, box_iou, mask_overlap, match_greedily
 from padt.metrics.records import ObjectLike, Scores, check_ids
+from padt.metrics.table import RELEASED
 
 BOX_THRESHOLDS = (0.5, 0.75, 0.9)
 MASK_THRESHOLDS = (0.5, 0.7, 0.9)
@@ -187,9 +188,9 @@ def score_refer_released(
         if masks and target.masks is not None:
             overlaps = [mask_overlap([one.mask], target.masks) for one in objects if one.mask is not None]
             ious.append(max((inner / outer if outer else 0.0 for inner, outer in overlaps), default=0.0))
-    metrics = {"released_precision_at_0.5": _mean(hits)} if hits else {}
+    metrics = {f"{RELEASED}precision_at_0.5": _mean(hits)} if hits else {}
     if ious:
-        metrics["released_mask_mIoU"] = _mean(ious)
+        metrics[f"{RELEASED}mask_mIoU"] = _mean(ious)
     return Scores(metrics, {"released_pairs": len(by_pair)})
 
 

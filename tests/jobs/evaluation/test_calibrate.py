@@ -66,7 +66,7 @@ def test_a_copy_gets_the_calibration_and_ranks_better_on_images_it_was_not_fitte
     before = (tmp_path / "model" / "config.json").read_bytes()
     result = run_calibrate(tiny, mini, tmp_path / "copy", answerer=Stutterer(mini), progress=False)
     assert result.images == 24 and result.objects > 80
-    assert result.before["error"] > 0.4 and result.after["error"] < 0.1
+    assert result.before["calibration_error"] > 0.4 and result.after["calibration_error"] < 0.1
     assert result.before["bbox_AP"] < 0.9 and result.after["bbox_AP"] == pytest.approx(1.0)
     assert result.calibration.repeated < -1
     assert (tmp_path / "model" / "config.json").read_bytes() == before

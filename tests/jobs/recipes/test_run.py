@@ -142,7 +142,12 @@ def test_another_output_starts_afresh(recipe_file: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"a": {"do": "wrote", "text": "x"}}, "'do: wrote' is no kind of stage: use one of write, evaluate"),
+        (
+            {"a": {"do": "wrote", "text": "x"}},
+            r"stage a: kind of stage \(do\) 'wrote' is unknown: did you mean write\?",
+        ),
+        ({"a": {"do": "cook"}}, "'cook' is unknown: known are write, evaluate"),
+        ({"a": ["write"]}, "kind of stage"),
         ({"a": {"do": "write", "txt": "x"}}, "Unknown key txt .*stage a.* did you mean text"),
         ({"a": {"do": "write", "text": "x", "source": "${b}"}}, r"stage a: \$\{b\} is no earlier stage"),
         ({}, "has no stages"),
@@ -163,6 +168,12 @@ def test_an_override_must_name_a_stage(recipe_file: str, override: str) -> None:
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(UserError, match=r"Recipe nowhere\.yaml does not exist"):
         run_recipe("nowhere.yaml")
+
+
+def test_a_threshold_for_no_metric_is_refused_before_anything_runs() -> None:
+    entry = {"do": "register", "model": "m", "evaluation": "e", "thresholds": {"eval/toy/giou": 0.5}}
+    with pytest.raises(UserError, match=r"tiny\.yaml, stage champion(.|\n)*'eval/toy/giou' is unknown: .* gIoU"):
+        stages_module.build_stage("champion", entry, "tiny.yaml")
 
 
 def test_the_packaged_toy_recipe_holds() -> None:

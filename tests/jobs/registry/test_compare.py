@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli.main import main
+from jobs.common import console
 from jobs.registry.compare import run_compare, short_names
 from padt.errors import UserError
 
@@ -21,16 +22,13 @@ def test_metrics_side_by_side(tmp_path):
     first = evaluation(tmp_path / "a" / "evaluate", {"eval/toy/gIoU": 0.5, "eval/toy/caption_tokens": 9})
     second = evaluation(tmp_path / "b" / "evaluate", {"eval/toy/gIoU": 0.7, "eval/toy/bbox_AP": 0.1})
     table = run_compare([first, second])
-    assert table.sources == ("a/evaluate", "b/evaluate")
-    assert table.metrics == {
-        "eval/toy/bbox_AP": (None, 0.1),
-        "eval/toy/caption_tokens": (9.0, None),
-        "eval/toy/gIoU": (0.5, 0.7),
+    assert table.scores == {
+        "a/evaluate": {"eval/toy/gIoU": 0.5, "eval/toy/caption_tokens": 9.0},
+        "b/evaluate": {"eval/toy/gIoU": 0.7, "eval/toy/bbox_AP": 0.1},
     }
-    assert table.best("eval/toy/gIoU") == 1
-    assert table.best("eval/toy/bbox_AP") is None
     assert table.warnings == ()
-    assert list(run_compare([first, second], contains="IoU").metrics) == ["eval/toy/gIoU"]
+    only = run_compare([first, second], contains="IoU")
+    assert only.scores == {"a/evaluate": {"eval/toy/gIoU": 0.5}, "b/evaluate": {"eval/toy/gIoU": 0.7}}
 
 
 def test_different_data_under_one_name_is_said(tmp_path):
@@ -63,3 +61,18 @@ def test_the_best_is_emphasised_and_brackets_are_nobodys_markup(tmp_path, capsys
     assert main(["compare", first, second]) == 0
     shown = capsys.readouterr().out
     assert "[b]first" in shown and "0.700" in shown and "[bold]" not in shown
+
+
+def test_the_best_of_a_lower_is_better_metric_is_the_lowest():
+    drawn = console.metrics_table(
+        "Scores",
+        {
+            "first": {"eval/toy/calibration_error": 0.2, "eval/toy/gIoU": 0.5, "eval/toy/caption_tokens": 9.0},
+            "second": {"eval/toy/calibration_error": 0.1, "eval/toy/gIoU": 0.7, "eval/toy/caption_tokens": 8.0},
+            "third": {"eval/toy/calibration_error": 0.3, "eval/toy/ours": 1.0},
+        },
+    )
+    cells = [list(column.cells) for column in drawn.columns]
+    assert cells[0] == ["gIoU", "calibration_error (lower is better)", "caption_tokens", "ours"]
+    bold = [[str(cell) for cell in column if cell.style == "bold"] for column in cells[1:]]
+    assert bold == [[], ["0.700", "0.100"], []]

@@ -8,6 +8,7 @@ import pytest
 from jobs.common.model_reference import find_model, parse_reference, resolve_model
 from jobs.registry.register import Gate, RegisteredVersion, run_register
 from padt.errors import UserError
+from padt.metrics.table import METRICS, Metric
 
 pytest.importorskip("mlflow")
 
@@ -90,12 +91,33 @@ def test_gate_keeps_a_worse_model_from_the_alias(uri, tmp_path):
 
 
 def test_gate_rules():
-    gate = Gate(minimum={"eval/toy/gIoU": 0.7, "eval/toy/bbox_AP": 0.3})
+    gate = Gate(thresholds={"eval/toy/gIoU": 0.7, "eval/toy/bbox_AP": 0.3})
     assert gate.objections({"eval/toy/gIoU": 0.7, "eval/toy/bbox_AP": 0.3}, {}) == []
     low = gate.objections({"eval/toy/gIoU": 0.69}, {"eval/toy/segm_AP": 0.5, "eval/toy/caption_tokens": 9.0})
     assert [reason.split(" ")[0] for reason in low] == ["eval/toy/gIoU", "eval/toy/bbox_AP", "eval/toy/segm_AP"]
     assert gate.objections({"eval/toy/gIoU": float("nan"), "eval/toy/bbox_AP": 1.0}, {})
     assert "no scores" in Gate().objections({}, {})[0]
+
+
+def test_where_lower_is_better_the_gate_asks_for_at_most(monkeypatch):
+    wrong = Metric("hallucinated", "sentences without target, answered", better="lower", watched=True)
+    monkeypatch.setattr("padt.metrics.table.METRICS", (*METRICS, wrong))
+    gate, name = Gate(thresholds={"eval/toy/hallucinated": 0.2}), "eval/toy/hallucinated"
+    assert gate.objections({name: 0.2}, {name: 0.195}) == []
+    assert gate.objections({name: 0.1}, {name: 0.9}) == []
+    assert gate.objections({name: 0.3}, {name: 0.28}) == [
+        f"{name} is 0.3000; the gate asks for at most 0.2.",
+        f"{name} is 0.3000; the champion has 0.2800 (tolerance 0.01).",
+    ]
+    assert gate.objections({"eval/toy/gIoU": 1.0}, {}) == [f"{name} was not measured; the gate asks for at most 0.2."]
+    assert len(gate.objections({name: float("nan")}, {name: 0.1})) == 2
+
+
+def test_a_threshold_for_no_metric_is_refused():
+    with pytest.raises(UserError, match=r"'eval/toy/giou' is unknown: did you mean gIoU\?"):
+        Gate(thresholds={"eval/toy/giou": 0.7})
+    with pytest.raises(UserError, match="'eval/toy/caption_tokens' has no better or worse values"):
+        Gate(thresholds={"eval/toy/caption_tokens": 7})
 
 
 def test_a_model_without_scores_is_registered_but_not_promoted(uri, tmp_path):
