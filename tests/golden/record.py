@@ -14,11 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jobs.common.ray_session import ray_session
+from jobs.data.prepare import run_prepare_toy
+
 # All that is imported of the project: modules move, and then only these lines change.
-from jobs.config import load_config
-from jobs.prepare import run_prepare_toy
-from jobs.ray_session import ray_session
-from jobs.train import run_train
+from jobs.training.config import load_config
+from jobs.training.train import run_train
 
 RECORD = Path(__file__).with_name("losses.json")
 REPOSITORY = Path(__file__).resolve().parents[2]
