@@ -1,8 +1,10 @@
 """What all tests share: a quiet offline environment, one Ray cluster a run, and the paths of shared material."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +57,34 @@ def ray_cluster() -> Iterator[None]:
                 raise
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator[str]:
+    """Address of a local S3 server, for the whole run."""
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def object_store(_object_store) -> Iterator[Any]:
+    """A local S3 server with a bucket ``data``; this process and what it starts are told of it by the environment."""
+    s3fs = pytest.importorskip("s3fs")
+    told = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**told, "AWS_ENDPOINT_URL": _object_store}.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        fs = s3fs.S3FileSystem()
+        if not fs.exists("data"):
+            fs.mkdir("data")
+        yield fs
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,6 @@
 """The whole path against an object store: prepare from it and to it, inspect, and read for training."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -22,38 +21,16 @@ from pipelines.prepare.run import PrepareOptions
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.coco_files import options_for, prepare_here, write_coco
 
-STORE = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-@pytest.fixture(scope="module")
-def store():
-    """A local S3 server with a bucket ``data``; this process and what it starts are told of it by the environment."""
-    server_module = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**STORE, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        fs = s3fs.S3FileSystem()
-        fs.mkdir("data")
-        yield fs
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
-
 
 @pytest.fixture
-def raw(store, tmp_path, request):
+def raw(object_store, tmp_path, request):
     """COCO files on disk and, the same, below ``s3://data/TEST/raw``."""
     folder = write_coco(tmp_path / "raw", count=7)
     with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
         for path in (folder / "images").iterdir():
             archive.write(path, f"images/{path.name}")
     place = f"data/{request.node.name.replace('[', '-').replace(']', '')}"
-    store.put(str(folder), f"{place}/raw", recursive=True)
+    object_store.put(str(folder), f"{place}/raw", recursive=True)
     return folder, f"s3://{place}"
 
 
@@ -67,12 +44,14 @@ def _remote(place, images="images", **more):
     )
 
 
-def _files(store, place):
-    return sorted(path.removeprefix(place.removeprefix("s3://") + "/set/") for path in store.find(f"{place}/set"))
+def _files(object_store, place):
+    return sorted(
+        path.removeprefix(place.removeprefix("s3://") + "/set/") for path in object_store.find(f"{place}/set")
+    )
 
 
 @pytest.mark.parametrize("images", ["images", "pictures.zip"])
-def test_a_set_prepared_there_is_the_one_prepared_here(store, raw, tmp_path, images):
+def test_a_set_prepared_there_is_the_one_prepared_here(object_store, raw, tmp_path, images):
     folder, place = raw
     manifest = prepare_here(_remote(place, images))
     local = prepare_here(options_for(folder, tmp_path / "local"))
@@ -80,7 +59,7 @@ def test_a_set_prepared_there_is_the_one_prepared_here(store, raw, tmp_path, ima
     here = sorted(
         str(path.relative_to(tmp_path / "local")) for path in (tmp_path / "local").rglob("*") if path.is_file()
     )
-    assert _files(store, place) == here
+    assert _files(object_store, place) == here
     for name in here:
         if name.startswith("shards/"):
             assert Folder(f"{place}/set").read(name) == (tmp_path / "local" / name).read_bytes()
@@ -88,7 +67,7 @@ def test_a_set_prepared_there_is_the_one_prepared_here(store, raw, tmp_path, ima
     assert inspect(f"{place}/set", count=2, out=str(tmp_path / "sheet.png"))
 
 
-def test_it_is_read_for_training(store, raw, tmp_path):
+def test_it_is_read_for_training(object_store, raw, tmp_path):
     folder, place = raw
     prepare_here(_remote(place))
     prepare_here(options_for(folder, tmp_path / "local"))
@@ -102,7 +81,7 @@ def test_it_is_read_for_training(store, raw, tmp_path):
     assert read[0] == read[1] and len(read[0]) == 2
 
 
-def test_linked_images_stay_there_and_are_read(store, raw):
+def test_linked_images_stay_there_and_are_read(object_store, raw):
     folder, place = raw
     prepare_here(_remote(place, images_mode="link"))
     index = load_index(f"{place}/set")
@@ -111,10 +90,10 @@ def test_linked_images_stay_there_and_are_read(store, raw):
         assert image["path"] == f"{place}/raw/images/{path.name}" and image["bytes"] == path.read_bytes()
 
 
-def test_a_killed_preparation_goes_on_there(store, raw, monkeypatch):
+def test_a_killed_preparation_goes_on_there(object_store, raw, monkeypatch):
     _, place = raw
     whole = prepare_here(_remote(place)).fingerprint
-    store.rm(f"{place}/set", recursive=True)
+    object_store.rm(f"{place}/set", recursive=True)
     from pipelines.prepare import run as module
 
     class Killed(BaseException):
@@ -126,7 +105,7 @@ def test_a_killed_preparation_goes_on_there(store, raw, monkeypatch):
 
     with pytest.raises(Killed):
         module.prepare(_remote(place), execute=die_after_one)
-    assert "manifest.json" not in _files(store, place)
+    assert "manifest.json" not in _files(object_store, place)
     done = []
 
     def count(tasks):
@@ -138,7 +117,7 @@ def test_a_killed_preparation_goes_on_there(store, raw, monkeypatch):
     assert done == [1, 2] and manifest.fingerprint == whole
 
 
-def test_what_is_not_there_or_not_allowed_is_one_sentence(store, raw, monkeypatch):
+def test_what_is_not_there_or_not_allowed_is_one_sentence(object_store, raw, monkeypatch):
     _, place = raw
     with pytest.raises(UserError, match=r"annotations s3://data/none/instances\.json is not a file"):
         prepare_here(PrepareOptions("s3://data/none/instances.json", f"{place}/raw/images", f"{place}/set"))
@@ -149,7 +128,7 @@ def test_what_is_not_there_or_not_allowed_is_one_sentence(store, raw, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_command_and_its_workers_find_the_store(store, raw):
+def test_the_command_and_its_workers_find_the_store(object_store, raw):
     _, place = raw
     words = ["prepare", "coco", "-a", f"{place}/raw/instances.json", "-i", f"{place}/raw/images", "-o", f"{place}/set"]
     run = subprocess.run(
@@ -160,5 +139,5 @@ def test_the_command_and_its_workers_find_the_store(store, raw):
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    manifest = json.loads(store.cat(f"{place}/set/manifest.json"))
+    manifest = json.loads(object_store.cat(f"{place}/set/manifest.json"))
     assert manifest["counts"]["rows"] == 7 and len(manifest["shards"]) == 3
