@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,17 @@ from jobs.common import storage
 from jobs.training import checkpoint
 from jobs.training.config import TrainConfig
 from jobs.training.deepspeed_engine import build_engine
+from jobs.training.meter import Meter, added_over_ranks, mean_losses
 from jobs.training.metrics_log import Record
 from jobs.training.optimizer import learning_rate, set_learning_rate
 from jobs.training.trainable import prepare_for_training, training_dtype
 from padt.data.tasks import TaskOptions
 from padt.errors import UserError
-from padt.model.losses import LossSettings
+from padt.model.losses import LOSS_TERMS, LossSettings
 from pipelines.loader.plan import Plan
 from pipelines.loader.reader import ReaderOptions, TrainingReader
 
 logger = logging.getLogger(__name__)
-
-# Detached parts of the loss that are logged as train/<name>.
-_LOSSES = ("token", "box", "mask", "score")
 
 
 @dataclass(frozen=True)
@@ -161,51 +159,6 @@ def load_for_training(config: TrainConfig, device: torch.device) -> tuple[Any, A
     return model, processor
 
 
-@dataclass
-class Meter:
-    """Sums since the last record."""
-
-    begun: float = field(default_factory=time.perf_counter)
-    batches: int = 0
-    samples: int = 0
-    tokens: int = 0
-    objects: int = 0
-    total: torch.Tensor | None = None
-    parts: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def add(self, total: torch.Tensor, parts: dict[str, torch.Tensor], samples: int, tokens: int, objects: int) -> None:
-        """Count one batch; losses stay on their device. Means over objects count by their number."""
-        self.batches += 1
-        self.samples += samples
-        self.tokens += tokens
-        self.objects += objects
-        self.total = total if self.total is None else self.total + total
-        for name in _LOSSES:
-            if name in parts:
-                value = parts[name].detach().float() * (1 if name == "token" else objects)
-                self.parts[name] = value if name not in self.parts else self.parts[name] + value
-
-    def sums(self, wait_share: float) -> torch.Tensor:
-        """What the ranks add up: losses, then objects, samples, tokens and the share of time spent waiting."""
-        assert self.total is not None  # a record follows at least one batch
-        values = torch.stack([self.total, *(self.parts[name] for name in sorted(self.parts))]).float()
-        counts = torch.tensor([self.objects, self.samples, self.tokens, wait_share], device=values.device)
-        return torch.cat([values, counts])
-
-    def means(self, joined: list[float], world: int) -> dict[str, float]:
-        """Losses from the sums of all ranks.
-
-        Where conversations are mixed in, batches may have no objects: these say nothing of boxes and masks, and a
-        record of nothing else leaves them out.
-        """
-        batches, objects = world * self.batches, joined[-4]
-        means = {"train/loss": joined[0] / batches}
-        for name, value in zip(sorted(self.parts), joined[1:], strict=False):
-            if count := batches if name == "token" else objects:
-                means[f"train/loss_{name}"] = value / count
-        return means
-
-
 class Session:
     """One rank's training run. Every rank makes the same sequence of collective calls, whatever its data."""
 
@@ -274,7 +227,7 @@ class Session:
         )
         total = output.total.detach().float()
         if not math.isfinite(total.item()):
-            parts = ", ".join(f"{name} {float(output.parts[name]):.4g}" for name in _LOSSES if name in output.parts)
+            parts = ", ".join(f"{name} {float(output.parts[name]):.4g}" for name in LOSS_TERMS)
             raise UserError(
                 f"The loss of step {self.step + 1} is {total.item()} on rank {self.rank} ({parts}; batch {number}, "
                 f"keys {', '.join(batch.keys)}): lower optimizer.lr, or look at these rows with `padt inspect`."
@@ -287,8 +240,14 @@ class Session:
         self.engine.step()
         # With batches of unequal size the weight tells how this one compares with the step's mean.
         self.samples += round(samples * self.job.plan.world_size / batch.weight)
-        weighted = {**output.parts, "token": output.parts["token"] * batch.weight}
-        meter.add(total * batch.weight, weighted, samples, tokens, len(batch.objects.counts))
+        meter.add(
+            total,
+            output.parts,
+            weight=batch.weight,
+            samples=samples,
+            tokens=tokens,
+            objects=len(batch.objects.counts),
+        )
 
     def _norm_before_step(self) -> None:
         """Without ZeRO DeepSpeed clips but does not tell the norm; with it the engine knows after the step."""
@@ -303,18 +262,15 @@ class Session:
         """Average over all ranks (one collective) and send a record."""
         seconds = time.perf_counter() - meter.begun
         world = self.job.plan.world_size
-        sums = meter.sums(waited / seconds)
-        if world > 1:
-            dist.all_reduce(sums)
-        joined = sums.tolist()
+        sums = added_over_ranks(meter.sums(waited / seconds), world)
         norm = self._grad_norm if self._grad_norm is not None else self.engine.get_global_grad_norm()
         metrics = {
-            **meter.means(joined, world),
+            **mean_losses(sums),
             "train/lr": learning_rate(self.step - 1, self.job.total_steps, self.job.config.optimizer),
             "train/epoch": self._epochs_done(),
-            "perf/samples_per_s": joined[-3] / seconds,
-            "perf/tokens_per_s": joined[-2] / seconds,
-            "perf/data_wait_frac": joined[-1] / world,
+            "perf/samples_per_s": sums["samples"] / seconds,
+            "perf/tokens_per_s": sums["tokens"] / seconds,
+            "perf/data_wait_frac": sums["wait_share"] / world,
             "perf/step_seconds": seconds * self.job.config.accumulation / meter.batches,
         }
         if norm is not None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from jobs.common import storage
 from jobs.common.mlflow_run import TrackedRun
+from jobs.training.meter import loss_metric
+from padt.model.losses import LOSS_TERMS
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +113,8 @@ class RunLog:
             self._begun = (now, record.step)
         left = int(seconds * (record.total - record.step))
         get = record.metrics.get
-        parts = " ".join(
-            f"{name.removeprefix('loss_')} {get(f'train/{name}', 0.0):.3f}"
-            for name in ("loss", "loss_token", "loss_box", "loss_mask", "loss_score")
-            if f"train/{name}" in record.metrics
-        )
+        shown = {"loss": "train/loss", **{name: loss_metric(name) for name in LOSS_TERMS}}
+        parts = " ".join(f"{name} {get(key):.3f}" for name, key in shown.items() if key in record.metrics)
         return (
             f"{self._label} {record.step}/{record.total} {100 * record.step // record.total:3d}% | {parts} | "
             f"lr {get('train/lr', 0.0):.1e} | {get('perf/samples_per_s', 0.0):.1f} samples/s, "

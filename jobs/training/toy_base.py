@@ -33,7 +33,7 @@ from padt.data.processor import PaDTProcessor, image_processor
 from padt.data.rle import encode
 from padt.data.tasks import Group, ObjectTarget, Sample, refer_prompt
 from padt.data.vrt import choose_vrts
-from padt.model.losses import LossSettings
+from padt.model.losses import LOSS_TERMS, LossSettings
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.config import PaDTConfig
 from pipelines.toy.language import choose_expressions, plain_turns
@@ -223,7 +223,7 @@ def train(model: PaDTForConditionalGeneration, processor: PaDTProcessor, recipe:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        for name in ("token", "box", "mask", "score", "iou"):
+        for name in (*LOSS_TERMS, "iou"):
             shown[name] = shown.get(name, 0.0) + output.parts[name].item() / 50
         if (step + 1) % 50 == 0:
             losses = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())

@@ -4,12 +4,16 @@ Formulas follow the released training (equations of the paper; constants as in t
 are divided by the number of objects of the batch, so that a batch without objects gives zeros.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from padt.errors import UserError, look_up
 
 OBJECT_EPSILON = 1e-4
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
@@ -17,26 +21,102 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Which losses are computed, and how; weights multiply the parts in the total.
+    """Which losses are trained on, and how.
 
     Attributes:
+        weights: weight of each term of ``LOSS_TERMS`` in the total. Terms that are left out have the table's weight; a
+            term of weight 0 is reported but not trained on.
         robust: leave an object's other foreground patches out of the softmax at its VRTs (robust cross-entropy).
-        box, mask, score: compute these parts.
-        token_weight, box_weight, mask_weight, score_weight: weights in the total (paper: all 1).
         box_targets: ``float32``, or ``bfloat16`` to round ground-truth boxes as the released training did.
         chunk_rows: positions for which the vocabulary's logits are held at a time.
+
+    Raises:
+        UserError: a term is unknown (names the nearest), or a value is out of its bounds.
     """
 
+    weights: dict[str, float] = field(default_factory=dict)
     robust: bool = True
-    box: bool = True
-    mask: bool = True
-    score: bool = True
-    token_weight: float = 1.0
-    box_weight: float = 1.0
-    mask_weight: float = 1.0
-    score_weight: float = 1.0
     box_targets: Literal["float32", "bfloat16"] = "float32"
     chunk_rows: int = 512
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            look_up("loss.weights: term", name, LOSS_TERMS)
+            if not 0 <= weight < float("inf"):
+                raise UserError(f"loss.weights.{name} is {weight}: give a number from 0.")
+        if self.chunk_rows < 1:
+            raise UserError(f"loss.chunk_rows is {self.chunk_rows}: give a number from 1.")
+        # All of them, so that a saved configuration says what was trained on.
+        weights = {name: self.weights.get(name, term.weight) for name, term in LOSS_TERMS.items()}
+        object.__setattr__(self, "weights", weights)
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Outputs of the model beside their targets: what terms of the loss are computed from.
+
+    Attributes:
+        nll: ``(batch, rows)`` negative log likelihood at supervised positions.
+        valid: bool ``(batch, rows)``, which rows are there.
+        boxes: ``(objects, 4)`` cxcywh normalised, fp32.
+        scores: ``(objects,)`` logits, fp32.
+        masks: ``(H, W)`` logits of each object.
+        true_boxes: ``(objects, 4)`` xyxy normalised.
+        true_masks: bool ``(H, W)`` of each object, or None.
+    """
+
+    nll: Tensor
+    valid: Tensor
+    boxes: Tensor
+    scores: Tensor
+    masks: list[Tensor]
+    true_boxes: Tensor
+    true_masks: list[Tensor | None]
+
+    @cached_property
+    def box_losses(self) -> tuple[dict[str, Tensor], Tensor]:
+        """See ``box_losses``; the box's and the score's term share it."""
+        return box_losses(self.boxes, self.true_boxes)
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of the loss, a row of ``LOSS_TERMS``.
+
+    Attributes:
+        compute: the term's value under its own name, and its details under theirs.
+        mean_over: what the value is a mean over: the batch's ``samples``, or its ``objects`` (which a batch may lack).
+        weight: in the total, where the settings do not say otherwise (paper: all 1).
+        details: names of further values that are reported beside the term.
+    """
+
+    compute: Callable[[LossInputs], dict[str, Tensor]]
+    mean_over: Literal["samples", "objects"]
+    weight: float = 1.0
+    details: tuple[str, ...] = ()
+
+
+def total_loss(inputs: LossInputs, settings: LossSettings, anchor: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss to differentiate, and detached values of all terms and details by name.
+
+    Args:
+        inputs: of one batch; ``boxes`` is empty where it has no objects.
+        settings: weights.
+        anchor: zero that keeps all of the decoder's outputs in the graph, whether a term reads them or not.
+    """
+    sums: dict[str, Tensor | float] = {"samples": 0.0, "objects": anchor}
+    parts: dict[str, Tensor] = {}
+    for name, term in LOSS_TERMS.items():
+        if term.mean_over == "objects" and not len(inputs.boxes):
+            parts |= dict.fromkeys((name, *term.details), anchor.detach())
+            continue
+        values = term.compute(inputs)
+        parts |= {key: value.detach() for key, value in values.items()}
+        weight = settings.weights[name]
+        # Without the anchor of objects, a sample's terms stay in the graph even when they weigh nothing.
+        if weight or term.mean_over == "samples":
+            sums[term.mean_over] = sums[term.mean_over] + weight * values[name]
+    return sums["samples"] + torch.as_tensor(sums["objects"]), parts
 
 
 def token_loss(nll: Tensor, valid: Tensor) -> Tensor:
@@ -118,3 +198,13 @@ def mask_losses(logits: list[Tensor], targets: list[Tensor | None]) -> dict[str,
         focal = focal + (alpha * cross_entropy * miss**FOCAL_GAMMA).sum() / (rows.numel() + 1e-5)
     count = max(1, len(pairs))
     return {"mask": (dice + focal) / count, "dice": dice / count, "focal": focal / count}
+
+
+LOSS_TERMS: dict[str, LossTerm] = {
+    "token": LossTerm(lambda inputs: {"token": token_loss(inputs.nll, inputs.valid)}, "samples"),
+    "box": LossTerm(lambda inputs: inputs.box_losses[0], "objects", details=("giou_loss", "l1_loss", "giou", "iou")),
+    "mask": LossTerm(lambda inputs: mask_losses(inputs.masks, inputs.true_masks), "objects", details=("dice", "focal")),
+    "score": LossTerm(lambda inputs: {"score": score_loss(inputs.scores, inputs.box_losses[1])}, "objects"),
+}
+"""Terms of the loss by name. The total, the settings' weights, a run's metrics (``train/loss_<name>``) and its log line
+are made of them: a new term is a function and a row."""

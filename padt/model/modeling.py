@@ -13,7 +13,7 @@ from padt.data.collate import Batch
 from padt.errors import UserError
 from padt.model.decoder import ObjectDecoder
 from padt.model.head import DynamicVocabularyHead
-from padt.model.losses import LossSettings, box_losses, mask_losses, score_loss, token_loss
+from padt.model.losses import LossInputs, LossSettings, total_loss
 from padt.model.outputs import PaDTOutput, StateRecorder
 from padt.model.vision import ImageFeatures, encode_images, normalize_pixels, pad_images
 from padt.pretrained.config import PaDTConfig, VLDecoderConfig
@@ -283,47 +283,35 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         nll = self.lm_head(
             hidden, prototypes, prototype_mask, batch.supervised, excluded, chunk_rows=settings.chunk_rows
         )
-        token = token_loss(nll, batch.supervised.targets >= 0)
-        parts = {"token": token}
-        total = settings.token_weight * token
-        objects_total, object_parts = self._object_losses(
-            batch, hidden, table, features, settings, prototypes_to_decoder
-        )
-        parts.update(object_parts)
-        unused = prototypes.sum() * 0.0 if not has_images else 0.0
-        return PaDTOutput(
-            total=total + objects_total + unused, parts={name: value.detach() for name, value in parts.items()}
-        )
-
-    def _object_losses(self, batch, hidden, table, features, settings, prototypes_to_decoder):
+        boxes, scores, masks = self._decoded(batch, hidden, table, features, prototypes_to_decoder)
+        # Outputs without a loss (no objects, a term of weight 0) stay in the graph, times zero.
+        anchor = (boxes.sum() + scores.sum() + sum(rows.sum() for rows in masks)) * 0.0
         objects = batch.objects
-        empty = not objects.counts
-        if empty:
-            states, counts, images = table[:1], [1], [0]
-        elif prototypes_to_decoder:
-            states, counts, images = table[objects.vrt_patches], objects.counts, objects.images
+        count = len(objects.counts)
+        inputs = LossInputs(
+            nll=nll,
+            valid=batch.supervised.targets >= 0,
+            boxes=boxes[:count].float(),
+            scores=scores[:count].float(),
+            masks=masks[:count],
+            true_boxes=objects.boxes.bfloat16() if settings.box_targets == "bfloat16" else objects.boxes,
+            true_masks=objects.masks,
+        )
+        total, parts = total_loss(inputs, settings, anchor)
+        unused = prototypes.sum() * 0.0 if not has_images else 0.0
+        return PaDTOutput(total=total + unused, parts=parts)
+
+    def _decoded(self, batch, hidden, table, features, prototypes_to_decoder):
+        """Boxes, scores and masks of the batch's objects; of one object that is not there where it has none."""
+        objects = batch.objects
+        if not objects.counts:
+            return self.vl_decoder(table[:1], [1], [0], features, table)
+        if prototypes_to_decoder:
+            states = table[objects.vrt_patches]
         else:
             # The feature of a VRT is the state that predicted it, one position before.
             states = hidden[objects.vrt_samples, objects.vrt_positions - 1]
-            counts, images = objects.counts, objects.images
-        boxes, scores, masks = self.vl_decoder(states, counts, images, features, table)
-        # Outputs without a loss (no objects, a part switched off) stay in the graph, times zero.
-        anchor = (boxes.sum() + scores.sum() + sum(rows.sum() for rows in masks)) * 0.0
-        if empty:
-            zero = anchor.detach()
-            return anchor, dict.fromkeys(OBJECT_PARTS, zero)
-        targets = objects.boxes.bfloat16() if settings.box_targets == "bfloat16" else objects.boxes
-        box_parts, giou = box_losses(boxes.float(), targets)
-        mask_parts = mask_losses(masks, objects.masks)
-        score = score_loss(scores.float(), giou)
-        total = anchor
-        if settings.box:
-            total = total + settings.box_weight * box_parts["box"]
-        if settings.mask:
-            total = total + settings.mask_weight * mask_parts["mask"]
-        if settings.score:
-            total = total + settings.score_weight * score
-        return total, {**box_parts, **mask_parts, "score": score}
+        return self.vl_decoder(states, objects.counts, objects.images, features, table)
 
     # ------------------------------------------------------------------ prediction
 
@@ -385,9 +373,6 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return model_kwargs
 
 
-OBJECT_PARTS = ("box", "mask", "score", "giou_loss", "l1_loss", "dice", "focal", "iou", "giou")
-
-
 def _excluded_vrts(batch: Batch, offset: int) -> Tensor:
     """``(batch, rows, max_patches)``: at a VRT row, the other foreground patches of its object."""
     groups, targets = batch.supervised.groups, batch.supervised.targets
@@ -428,4 +413,4 @@ def _check_placeholders(counts: list[int], features: int, cache: Cache | None = 
         )
 
 
-__all__ = ["OBJECT_PARTS", "PaDTForConditionalGeneration", "VLDecoderConfig"]
+__all__ = ["PaDTForConditionalGeneration", "VLDecoderConfig"]

@@ -20,8 +20,7 @@ class PaDTOutput(ModelOutput):
         prototype_mask: ``(batch, max_patches)``.
         position_offset: ``(batch, 1)`` what a token's position is ahead of the number of tokens before it.
         total: training: the loss to differentiate.
-        parts: training: detached scalars ``token``, ``box``, ``mask``, ``score``, ``giou_loss``, ``l1_loss``,
-            ``dice``, ``focal``, ``iou``, ``giou``.
+        parts: training: detached scalars, the terms of ``padt.model.losses.LOSS_TERMS`` and their details by name.
     """
 
     logits: Tensor | None = None

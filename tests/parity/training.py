@@ -97,10 +97,12 @@ def settings_of_run(arguments: dict[str, Any]) -> tuple[LossSettings, bool]:
     box = arguments.get("use_bbox_loss", True)
     settings = LossSettings(
         robust=arguments.get("use_sft_vp_mask", True),
-        box=box,
-        mask=arguments.get("use_mask_loss", True),
-        # Released code computes the score's loss inside that of the box.
-        score=box and arguments.get("use_score_loss", True),
+        weights={
+            "box": box,
+            "mask": arguments.get("use_mask_loss", True),
+            # Released code computes the score's loss inside that of the box.
+            "score": box and arguments.get("use_score_loss", True),
+        },
         box_targets="bfloat16",
     )
     # The released warm-up lasts for the first quarter of the epochs, 300 steps at most.

@@ -88,8 +88,8 @@ def test_packaged_configurations_hold(file):
 def test_unknown_loss_settings_name_the_nearest():
     from jobs.training.loop import loss_settings
 
-    with pytest.raises(UserError, match="loss.maks.*loss.mask"):
-        loss_settings(build("loss.maks=false"))
+    with pytest.raises(UserError, match="loss.masks.*known are weights"):
+        loss_settings(build("loss.masks=0"))
 
 
 def test_parts_that_are_trained():

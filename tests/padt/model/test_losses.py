@@ -5,8 +5,18 @@ import math
 import pytest
 import torch
 
+from padt.errors import UserError
 from padt.model.head import DynamicVocabularyHead, SupervisedRows
-from padt.model.losses import box_iou, box_losses, cxcywh_to_xyxy, mask_losses, score_loss, token_loss, xyxy_to_cxcywh
+from padt.model.losses import (
+    LossSettings,
+    box_iou,
+    box_losses,
+    cxcywh_to_xyxy,
+    mask_losses,
+    score_loss,
+    token_loss,
+    xyxy_to_cxcywh,
+)
 
 
 def test_token_loss_is_a_mean_over_samples_not_over_tokens():
@@ -114,3 +124,13 @@ def test_gradients_of_chunks_are_those_of_the_whole():
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
         assert one.isfinite().all()
+
+
+def test_settings_name_their_terms():
+    assert LossSettings({"mask": 0}).weights == {"token": 1.0, "box": 1.0, "mask": 0, "score": 1.0}
+    with pytest.raises(UserError, match=r"loss\.weights: term 'maks' is unknown: did you mean mask"):
+        LossSettings({"maks": 1.0})
+    with pytest.raises(UserError, match=r"loss\.weights\.box is -1"):
+        LossSettings({"box": -1.0})
+    with pytest.raises(UserError, match=r"loss\.chunk_rows is 0"):
+        LossSettings(chunk_rows=0)

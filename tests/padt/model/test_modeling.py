@@ -8,8 +8,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from padt.data.collate import EncodedSample, collate
 from padt.errors import UserError
-from padt.model.losses import LossSettings
-from padt.model.modeling import OBJECT_PARTS
+from padt.model.losses import LOSS_TERMS, LossSettings
 from tests.padt.data.test_collate import sample, square
 from tests.padt.tiny import ROWS, tiny_model
 
@@ -123,7 +122,7 @@ def calls_of(model, batch, **arguments):
 
 
 @pytest.mark.parametrize(
-    "settings", [LossSettings(), LossSettings(mask=False, score=False), LossSettings(robust=False)]
+    "settings", [LossSettings(), LossSettings({"mask": 0, "score": 0}), LossSettings(robust=False)]
 )
 @pytest.mark.parametrize("warm_up", [False, True])
 def test_every_batch_makes_the_same_calls_and_a_gradient_for_every_parameter(processor, settings, warm_up):
@@ -134,7 +133,7 @@ def test_every_batch_makes_the_same_calls_and_a_gradient_for_every_parameter(pro
         calls, output = calls_of(model, batch, loss=settings, prototypes_to_decoder=warm_up)
         sequences.add(tuple(calls))
         assert output.total.isfinite() and output.total.requires_grad, name
-        assert {"token", *OBJECT_PARTS} == set(output.parts), name
+        assert {key for row, term in LOSS_TERMS.items() for key in (row, *term.details)} == set(output.parts), name
         assert all(value.isfinite() and not value.requires_grad for value in output.parts.values()), name
         output.total.backward()
         without = [key for key, value in model.named_parameters() if value.grad is None]
@@ -152,7 +151,7 @@ def test_a_batch_without_objects_leaves_the_decoder_where_it_is(processor):
 
 def test_a_switched_off_part_gives_no_gradient_but_is_still_reported(processor):
     model = copy.deepcopy(tiny_model()).train()
-    output = model(batch=batches(processor)["objects"], loss=LossSettings(mask=False))
+    output = model(batch=batches(processor)["objects"], loss=LossSettings({"mask": 0}))
     assert output.parts["mask"] > 0
     output.total.backward()
     assert not model.vl_decoder.mask_output_mlp[4].weight.grad.any()
@@ -161,7 +160,7 @@ def test_a_switched_off_part_gives_no_gradient_but_is_still_reported(processor):
 
 def test_total_is_the_weighted_sum(processor):
     model = tiny_model()
-    settings = LossSettings(token_weight=2.0, box_weight=3.0, mask_weight=0.5, score_weight=0.25)
+    settings = LossSettings({"token": 2.0, "box": 3.0, "mask": 0.5, "score": 0.25})
     output = model(batch=batches(processor)["objects"], loss=settings)
     parts = output.parts
     expected = 2 * parts["token"] + 3 * parts["box"] + 0.5 * parts["mask"] + 0.25 * parts["score"]
