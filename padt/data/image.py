@@ -3,15 +3,18 @@
 import io
 import math
 import os
+import re
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
+from padt.data.image_metadata import without_metadata
 from padt.errors import ImageError, UserError
 
 VIT_PATCH = 14
@@ -21,12 +24,28 @@ DEFAULT_MAX_PIXELS = 12_845_056
 DEFAULT_PIXEL_BUDGET = 100_000_000
 MAX_ASPECT_RATIO = 200
 
+Read = TypeVar("Read")
 ImageSource = bytes | str | os.PathLike | Image.Image
 # What Pillow and its decoders raise on damaged files, besides its own error.
 UNREADABLE = (
     *(UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError),
     *(LookupError, TypeError, OverflowError, MemoryError),
 )
+# What turns an image upright, by its EXIF orientation; 1 and what is no orientation turn nothing.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Where an opened image keeps its orientation.
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+# Bytes of a file that are read a second time, without its metadata.
+_MOST_REREAD = 256 * 2**20
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 
 
 @dataclass(frozen=True)
@@ -117,39 +136,99 @@ def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) ->
     name = str(source) if isinstance(source, str | os.PathLike) else "the image"
     if isinstance(source, Image.Image):
         _check_budget(source.size, pixel_budget, name)
-        # A picture that was opened but not read is still a file that may be damaged.
-        return _read(source, name)
-    with _open_bytes(source, name) as handle, warnings.catch_warnings():
-        # Pillow's own bomb warning is replaced by the explicit budget.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(handle, formats=image_formats())
+            # A picture that was opened but not read is still a file that may be damaged.
+            return _upright_rgb(source)
+        except Image.DecompressionBombError as error:
+            raise ImageError("image_too_large", f"{name} is too large ({error}): scale it down.") from error
+        except UNREADABLE as error:
+            raise ImageError("image_unreadable", f"{name} {unreadable_reason(error)}.") from error
+    with _open_bytes(source, name) as handle:
+        return read_picture(handle, _upright_rgb, pixel_budget, name)
+
+
+def read_picture(
+    handle: BinaryIO,
+    read: Callable[[Image.Image], Read],
+    pixel_budget: int = DEFAULT_PIXEL_BUDGET,
+    name: str = "the image",
+) -> Read:
+    """Open an encoded image with Pillow and read something of it.
+
+    Files whose pixels are whole while what is written beside them (ICC profile, texts, EXIF block) is damaged or too
+    large for Pillow are read without it.
+
+    Args:
+        handle: the encoded image, from its beginning.
+        read: called with the opened image, whose pixels are not decoded yet.
+        pixel_budget: refuse larger images before their pixels are decoded.
+        name: of the image, for messages.
+
+    Raises:
+        ImageError: the image is unreadable or truncated, or larger than the budget.
+    """
+    with warnings.catch_warnings():
+        # Pillow's bomb warning is replaced by the explicit budget; others speak of metadata.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            try:
+                return _read(handle, read, pixel_budget, name)
+            except UNREADABLE as error:
+                handle.seek(0)
+                plain = without_metadata(handle.read(_MOST_REREAD))
+                if plain is None:
+                    raise
+                try:
+                    return _read(io.BytesIO(plain), read, pixel_budget, name)
+                except UNREADABLE:
+                    # What was wrong with the file as it is says more.
+                    raise error from None
         except Image.DecompressionBombError as error:
             size = _announced_size(handle)
             if size is not None:
                 _check_budget(size, pixel_budget, name)
+            # Some formats only say within how large their pictures are.
             raise ImageError("image_too_large", f"{name} is too large ({error}): scale it down.") from error
         except UNREADABLE as error:
-            raise _unreadable(name, error) from error
-        with image:
-            _check_budget(image.size, pixel_budget, name)
-            return _read(image, name)
+            raise ImageError("image_unreadable", f"{name} {unreadable_reason(error)}.") from error
 
 
-def _read(image: Image.Image, name: str) -> Image.Image:
+def _read(handle: BinaryIO, read: Callable[[Image.Image], Read], pixel_budget: int, name: str) -> Read:
+    with Image.open(handle, formats=image_formats()) as image:
+        _check_budget(image.size, pixel_budget, name)
+        return read(image)
+
+
+def unreadable_reason(error: Exception) -> str:
+    """What is wrong with a file that Pillow cannot read, in words that are the same in every run."""
+    # Pillow's own words name its file object, with the place in memory.
+    no_format = isinstance(error, UnidentifiedImageError)
+    reason = "of no format that Pillow knows" if no_format else _ADDRESS.sub("the file", str(error))
+    return f"is not a readable image ({reason or type(error).__name__}): check that the file is whole"
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened image, 1 to 8; 1 (upright) where it has none, or none that can be read."""
     try:
-        return _upright_rgb(image)
-    except Image.DecompressionBombError as error:
-        # Some formats only say within how large their pictures are.
-        raise ImageError("image_too_large", f"{name} is too large ({error}): scale it down.") from error
-    except UNREADABLE as error:
-        raise _unreadable(name, error) from error
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except UNREADABLE:
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
 
 
-def _unreadable(name: str, error: Exception) -> ImageError:
-    # Pillow's own words name its file object.
-    reason = "of no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-    return ImageError("image_unreadable", f"{name} is not a readable image ({reason}): check that the file is whole.")
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned upright by its EXIF orientation; the image itself where there is nothing to turn.
+
+    Unlike Pillow's ``exif_transpose`` it does not write the EXIF block anew, which many blocks of cameras forbid.
+    """
+    turn = _TURNS.get(orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    # Nobody shall turn it again.
+    for name in _ORIENTED:
+        turned.info.pop(name, None)
+    return turned
 
 
 def _check_budget(size: tuple[int, int], budget: int, name: str) -> None:
@@ -189,10 +268,10 @@ def _open_bytes(source: bytes | bytearray | memoryview | str | os.PathLike, name
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    opened, image = image, upright(image)
     if image.mode == "RGB":
-        image.load()
-        return image
+        return image.copy() if image is opened else image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.float32)
         scale = 65535.0 if values.max(initial=0.0) > 255 else 255.0

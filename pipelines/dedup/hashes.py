@@ -5,7 +5,9 @@ import posixpath
 import re
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from padt.data.image import upright
 
 LOOK_BITS = 128
 NEAR_BITS = 6
@@ -32,8 +34,7 @@ def look_hash(image: Image.Image) -> str | None:
     by side and then one below the other. None for pictures that have no grey form (such as Lab).
     """
     try:
-        upright = ImageOps.exif_transpose(image)
-        pixels = upright.convert("L").resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BILINEAR)
+        pixels = upright(image).convert("L").resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BILINEAR)
     except ValueError:
         return None
     grey = np.asarray(pixels, dtype=np.int16)

@@ -3,7 +3,6 @@
 import io
 import posixpath
 import re
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from padt.data.image import DEFAULT_PIXEL_BUDGET, UNREADABLE, image_formats
+from padt.data.image import DEFAULT_PIXEL_BUDGET, orientation, read_picture
 from padt.errors import ImageError, UserError
 from pipelines.dedup.hashes import look_hash
 from pipelines.io.archives import archive_url
@@ -21,7 +20,7 @@ from pipelines.io.reading import is_local, reaching, resolve
 
 # Pixels of a side that the hash of the look is made from, at least.
 _FEWEST_PIXELS = 48
-_EXIF_ORIENTATION = 0x0112
+# EXIF orientations that exchange width and height.
 _TURNED = (5, 6, 7, 8)
 _COCO_PREFIX = re.compile(r"^COCO_(?:train|val|test)\d{4}_")
 _COCO_NUMBER = re.compile(r"^\d{12}\.jpg$")
@@ -37,7 +36,7 @@ class Measured(NamedTuple):
     look: str | None
 
 
-def measure(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Measured:
+def measure(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET, name: str = "the image") -> Measured:
     """Size and look of an encoded image, having read it to its end.
 
     JPEGs are decoded at an eighth of their size: all their data is read, so a file that is cut off is found, at a
@@ -46,24 +45,16 @@ def measure(content: bytes, pixel_budget: int = DEFAULT_PIXEL_BUDGET) -> Measure
     Raises:
         ImageError: the image is unreadable, cut off, or larger than the budget.
     """
-    with warnings.catch_warnings():
-        # Pillow's own bomb warning is replaced by the budget.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(io.BytesIO(content), formats=image_formats()) as image:
-                width, height = image.size
-                if width * height > pixel_budget:
-                    raise ImageError("image_too_large", f"{width}x{height} pixels are more than {pixel_budget:,}")
-                if image.getexif().get(_EXIF_ORIENTATION) in _TURNED:
-                    width, height = height, width
-                image.draft("L", (max(_FEWEST_PIXELS, image.size[0] // 8), max(_FEWEST_PIXELS, image.size[1] // 8)))
-                image.load()
-                look = look_hash(image)
-        except Image.DecompressionBombError as error:
-            raise ImageError("image_too_large", str(error)) from error
-        except UNREADABLE as error:
-            raise ImageError("image_unreadable", str(error)) from error
-    return Measured(width, height, look)
+    return read_picture(io.BytesIO(content), _measured, pixel_budget, name)
+
+
+def _measured(image: Image.Image) -> Measured:
+    width, height = image.size
+    if orientation(image) in _TURNED:
+        width, height = height, width
+    image.draft("L", (max(_FEWEST_PIXELS, image.size[0] // 8), max(_FEWEST_PIXELS, image.size[1] // 8)))
+    image.load()
+    return Measured(width, height, look_hash(image))
 
 
 class ImagesAhead:

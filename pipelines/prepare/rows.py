@@ -99,7 +99,7 @@ def build_row(
         if content is not None:
             width, height, look = _measured(entry, content, result)
             grid = (grids or {}).get((height, width)) or context.policy.grid(height, width)
-        more_grids = [_grid(each, context) for _, each in more]
+        more_grids = [_grid(name, each, context) for name, (_, each) in zip(entry.more, more, strict=True)]
     except ImageError as error:
         result.rejects.append(Reject(entry.image_id, "image", error.reason, str(error)))
         result.rejects += [_rejected_with_image(piece) for piece in pieces]
@@ -145,14 +145,14 @@ def _stored(name: str, url: str, content: bytes, context: RowContext) -> dict[st
     return {"bytes": content, "path": name} if context.copy_images or not url else {"bytes": None, "path": url}
 
 
-def _grid(content: bytes, context: RowContext) -> dict[str, int]:
-    width, height, _ = measure(content)
+def _grid(name: str, content: bytes, context: RowContext) -> dict[str, int]:
+    width, height, _ = measure(content, name=name)
     grid_h, grid_w = context.policy.grid(height, width)
     return {"grid_h": grid_h, "grid_w": grid_w}
 
 
 def _measured(entry: ImageEntry, content: bytes, result: RowResult) -> Measured:
-    measured = measure(content)
+    measured = measure(content, name=entry.file_name or "the image")
     width, height, _ = measured
     if entry.width is None or (entry.width, entry.height) == (width, height):
         return measured

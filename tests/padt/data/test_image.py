@@ -174,3 +174,113 @@ def test_the_resize_rule_is_that_of_transformers():
         for policy in policies:
             expected = smart_resize(int(height), int(width), 28, policy.min_pixels, policy.max_pixels)
             assert policy.size(int(height), int(width)) == expected, (height, width, policy)
+
+
+def _png_with(*chunks, image=None):
+    """A PNG with further chunks before its pixels: ``(kind, content)`` each."""
+    data = encoded(image or gradient())
+    more = b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    return data[:33] + more + data[33:]
+
+
+def _odd_exif(orientation=6):
+    """An EXIF block with an orientation and entries that make no sense."""
+    entries = [
+        (0x0112, 3, 1, struct.pack(">HH", orientation, 0)),
+        (0x010F, 2, 3, b"\xff\xfe\x00\x00"),
+        (0x9999, 3, 0, b"\0\0\0\0"),
+        (0xA005, 2, 4, b"abc\0"),
+        (0x8769, 2, 4, b"no\0\0"),
+    ]
+    body = b"".join(struct.pack(">HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    return b"MM\0*" + struct.pack(">IH", 8, len(entries)) + body + b"\0\0\0\0"
+
+
+def _jpeg_with_exif(block, **options):
+    return encoded(gradient(40, 30), "JPEG", quality=100, exif=b"Exif\0\0" + block, **options)
+
+
+def test_an_exif_block_that_cannot_be_written_anew_turns_the_picture_all_the_same(monkeypatch):
+    def refuse(*_, **__):
+        raise struct.error("required argument is not an integer")
+
+    pictures = (_jpeg_with_exif(_odd_exif()), rotated(gradient(40, 30), 6), _png_with((b"eXIf", _odd_exif())))
+    monkeypatch.setattr(Image.Exif, "tobytes", refuse)
+    for data in pictures:
+        image = open_image(data)
+        assert image.size == (30, 40)
+        # What was turned once says nothing of being turned.
+        assert open_image(image).size == (30, 40)
+
+
+@pytest.mark.parametrize("block", [b"", b"MM", b"nothing of the kind" * 9, b"II*\0\xff\xff\xff\xff", _odd_exif(60)])
+def test_an_exif_block_without_sense_turns_nothing(block):
+    assert open_image(_jpeg_with_exif(block)).size == (40, 30)
+    assert open_image(_png_with((b"eXIf", block))).tobytes() == gradient().tobytes()
+
+
+_BIG = zlib.compress(bytes(3_000_000))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"iCCP", b"profile\0\0" + _BIG),
+        (b"iCCP", b"profile\0\x07" + _BIG),
+        (b"iCCP", b"profile\0\0not packed at all"),
+        (b"zTXt", b"workflow\0\0" + _BIG),
+        (b"iTXt", b"prompt\0\1\0\0\0" + _BIG),
+        (b"pHYs", b"\0"),
+        (b"cHRM", b"\0\1\2"),
+        (b"gAMA", b""),
+    ],
+)
+def test_chunks_that_pillow_refuses_do_not_cost_the_picture(chunk):
+    assert open_image(_png_with(chunk)).tobytes() == gradient().tobytes()
+    turned = open_image(_png_with(chunk, (b"eXIf", _odd_exif(3))))
+    assert turned.tobytes() == gradient().rotate(180).tobytes()
+    with pytest.raises(ImageError, match="budget of 1,000"):
+        open_image(_png_with(chunk), pixel_budget=1000)
+
+
+def test_many_texts_do_not_cost_the_picture_and_are_not_unpacked():
+    chunk = (b"zTXt", b"part\0\0" + zlib.compress(bytes(1_000_000)))
+    assert open_image(_png_with(*[chunk] * 70)).tobytes() == gradient().tobytes()
+
+
+def test_a_damaged_chunk_keeps_what_the_pixels_need():
+    palette = Image.new("P", (4, 3), 1)
+    palette.putpalette([200, 0, 0, 0, 100, 0])
+    palette.putpixel((0, 0), 0)
+    data = encoded(palette, transparency=0)
+    broken = data[:33] + struct.pack(">I", 4) + b"tEXta\0bc" + b"\0\0\0\0" + data[33:]
+    image = open_image(broken)
+    assert [image.getpixel(place) for place in ((0, 0), (1, 1))] == [(255, 255, 255), (0, 100, 0)]
+
+
+def test_segments_of_a_jpeg_that_pillow_refuses_do_not_cost_the_picture(monkeypatch):
+    from PIL import JpegImagePlugin
+
+    def stumble(*_):
+        raise ValueError("a segment that Pillow cannot read")
+
+    data = encoded(gradient(40, 30).convert("CMYK"), "JPEG", quality=100, exif=b"Exif\0\0" + _odd_exif())
+    segment = b"\xff\xed\0\x12Photoshop 3.0\0ab"
+    wanted = open_image(data).tobytes()
+    monkeypatch.setitem(JpegImagePlugin.MARKER, 0xFFED, ("APP13", "odd", stumble))
+    assert open_image(data[:2] + segment + data[2:]).tobytes() == wanted
+    with pytest.raises(ImageError, match="a segment that Pillow"):
+        open_image(data[:2] + segment + data[2:-300])
+
+
+def test_what_is_wrong_is_told_in_the_same_words_each_time():
+    said = set()
+    for _ in range(2):
+        for data in (b"", b"<html>not here</html>", encoded(gradient())[:60]):
+            with pytest.raises(ImageError) as caught:
+                open_image(data)
+            said.add(str(caught.value))
+    assert len(said) <= 3 and not any("0x" in each for each in said)

@@ -341,6 +341,18 @@ def test_ric_captions_are_grounded_and_broken_ones_are_counted(samples, tmp_path
             assert all(0 <= place < len(row["objects"]) for place in caption["objects"])
 
 
+def test_what_is_rejected_is_told_with_its_name_and_in_the_same_bytes_each_time(tmp_path):
+    raw = write_coco(tmp_path / "raw", count=3)
+    (raw / "images" / "0002.jpg").write_bytes(b"<html>not here</html>")
+    for out in ("one", "two"):
+        prepare_here(options_for(raw, tmp_path / out))
+    contents = [content_of(tmp_path / out) for out in ("one", "two")]
+    for name, digest in contents[0].items():
+        assert name == "manifest.json" or contents[1][name] == digest, name
+    details = [row["detail"] for row in rejects_of(tmp_path / "one") if row["kind"] == "image"]
+    assert len(details) == 1 and details[0].startswith("0002.jpg is not a readable image (of no format")
+
+
 def _planned(sizes):
     return [PlannedImage(ImageEntry(str(n), "a.jpg", 9, 9), "a.jpg", size) for n, size in enumerate(sizes)]
 

@@ -187,7 +187,7 @@ def test_a_broken_image_is_rejected_with_everything_that_belongs_to_it(content, 
 
 
 def test_an_image_over_the_pixel_budget_is_refused_before_it_is_decoded():
-    with pytest.raises(ImageError, match="more than 1,000"):
+    with pytest.raises(ImageError, match="more than the budget of 1,000"):
         measure(image_bytes(), pixel_budget=1000)
 
 
