@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from padt.checkpoints.export import export as export
     from padt.checkpoints.loading import load_model as load_model
-    from padt.checkpoints.loading import load_processor as load_processor
-    from padt.checkpoints.loading import register as register
     from padt.checkpoints.loading import save_model as save_model
     from padt.data.processor import PaDTProcessor as PaDTProcessor
+    from padt.data.processor import load_processor as load_processor
     from padt.model.modeling import PaDTForConditionalGeneration as PaDTForConditionalGeneration
+    from padt.model.modeling import register as register
     from padt.pretrained.config import PaDTConfig as PaDTConfig
 
 __version__ = "0.1.0"
@@ -30,8 +30,8 @@ _HOMES = {
     "PaDTProcessor": "padt.data.processor",
     "export": "padt.checkpoints.export",
     "load_model": "padt.checkpoints.loading",
-    "load_processor": "padt.checkpoints.loading",
-    "register": "padt.checkpoints.loading",
+    "load_processor": "padt.data.processor",
+    "register": "padt.model.modeling",
     "save_model": "padt.checkpoints.loading",
 }
 __all__ = ["__version__", *_HOMES]
@@ -40,10 +40,10 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'padt' has no attribute {name!r}")
-    import_module("padt.checkpoints.loading").register()
+    import_module("padt.model.modeling").register()
     return getattr(import_module(_HOMES[name]), name)
 
 
 # Who has imported transformers has paid for torch already, and may ask its auto classes next.
 if "transformers.models.auto.modeling_auto" in sys.modules:
-    import_module("padt.checkpoints.loading").register()
+    import_module("padt.model.modeling").register()

@@ -157,7 +157,7 @@ def _model(
     max_new_tokens: int | None,
     load_options: dict[str, Any],
 ) -> tuple[ModelAnswerer, str | None]:
-    from padt.checkpoints.loading import load_processor
+    from padt.data.processor import load_processor
     from padt.inference.predict import GenerationSettings
 
     mismatch = policy_mismatch(load_processor(path).policy, data.manifest)

@@ -213,7 +213,7 @@ def scores_of(entry: Any) -> dict[str, float]:
 
 def note_scores(folder: Path, scores: Mapping[str, float], data: Mapping[str, str]) -> bool:
     """Write an evaluation's scores into the card of a model folder; False where the folder cannot be written to."""
-    from padt.checkpoints.loading import load_config
+    from padt.pretrained.config import load_config
     from padt.pretrained.model_card import add_scores
 
     if not scores:

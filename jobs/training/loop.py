@@ -140,7 +140,8 @@ def load_for_training(config: TrainConfig, device: torch.device) -> tuple[Any, A
     Raises:
         UserError: the model does not load, or the configuration names adapters or parts that it cannot have.
     """
-    from padt.checkpoints.loading import load_model, load_processor
+    from padt.checkpoints.loading import load_model
+    from padt.data.processor import load_processor
 
     processor = load_processor(config.model)
     torch.manual_seed(config.seed)

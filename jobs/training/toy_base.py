@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from padt.checkpoints.loading import load_model, save_model
 from padt.data.collate import Batch, EncodedSample, collate
-from padt.data.conversation import Turn, question
+from padt.data.conversation import Group, ObjectTarget, Turn, question
 from padt.data.image import ResizePolicy
 from padt.data.patches import coverage_of_rle, foreground
 from padt.data.processor import PaDTProcessor, image_processor
 from padt.data.rle import encode
-from padt.data.tasks import Group, ObjectTarget, Sample, refer_prompt
+from padt.data.tasks import Sample, refer_prompt
 from padt.data.vrt import choose_vrts
 from padt.model.losses import LOSS_TERMS, LossSettings
 from padt.model.modeling import PaDTForConditionalGeneration

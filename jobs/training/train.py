@@ -114,7 +114,7 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
     """
     from jobs.training.loop import loss_settings
     from jobs.training.trainable import lora_settings
-    from padt.checkpoints.loading import load_processor
+    from padt.data.processor import load_processor
 
     loss_settings(config)
     if config.lora is not None:

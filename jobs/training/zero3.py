@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 def skeleton(config: TrainConfig, device: torch.device) -> PaDTForConditionalGeneration:
     """The model of a configuration with adapters attached and parts frozen, all of it on the meta device."""
-    from padt.checkpoints.loading import load_config, resolve_attention
+    from padt.checkpoints.loading import resolve_attention
+    from padt.pretrained.config import load_config
 
     model_config, _ = load_config(config.model)
     attention = resolve_attention(config.attn_implementation, device)
@@ -51,7 +52,7 @@ def load_partitioned(config: TrainConfig, device: torch.device) -> PaDTForCondit
     """
     import deepspeed
 
-    from padt.checkpoints.loading import load_config
+    from padt.pretrained.config import load_config
 
     if is_adapter_folder(config.model):
         raise UserError(
@@ -59,7 +60,7 @@ def load_partitioned(config: TrainConfig, device: torch.device) -> PaDTForCondit
             "beside it, or set zero_stage to 2."
         )
     stored = read_tensors(config.model)
-    fresh = check_weights(config.model, *load_config(config.model), stored)
+    fresh = check_weights(PaDTForConditionalGeneration, config.model, *load_config(config.model), stored)
     reads = torch.distributed.get_rank() == 0
     if fresh and reads:
         logger.warning(

@@ -23,19 +23,13 @@ from padt.checkpoints.layouts import (
     save_tokenizer,
     usual_vision_rotary,
 )
-from padt.checkpoints.loading import (
-    ADAPTER_CONFIG,
-    SHARD_SIZE,
-    load_config,
-    load_model,
-    load_processor,
-    new_folder,
-    save_model,
-)
-from padt.data.processor import PaDTProcessor, read_json
+from padt.checkpoints.loading import SHARD_SIZE, load_model, save_model
+from padt.checkpoints.lora import is_adapter_folder
+from padt.data.processor import PaDTProcessor, load_processor
 from padt.errors import UserError
-from padt.pretrained.config import Layout, PaDTConfig
-from padt.pretrained.hub import model_folder
+from padt.model.modeling import PaDTForConditionalGeneration
+from padt.pretrained.config import Layout, PaDTConfig, load_config
+from padt.pretrained.hub import model_folder, new_folder, read_json
 from padt.pretrained.model_card import read_facts, write_card
 from padt.pretrained.weights import FRESH_PREFIXES, HEAD, INDEX, StoredTensor, check_weights, read_tensors
 
@@ -97,14 +91,14 @@ def export(
     if Path(out).exists():
         raise UserError(f"{out} exists already: remove it or export under another name.")
     folder = model_folder(model)
-    if (folder / ADAPTER_CONFIG).is_file():
+    if is_adapter_folder(folder):
         with TemporaryDirectory(prefix=".padt-merged-", dir=Path(out).absolute().parent) as scratch:
             merged = load_model(folder, dtype="auto", device="cpu")
             saved = save_model(merged, merged.processor, Path(scratch) / "model", facts=read_facts(folder))
             return export(saved, out, to, max_shard_size=max_shard_size)
     config, source_layout = load_config(folder)
     stored = read_tensors(folder)
-    check_weights(folder, config, source_layout, stored)
+    check_weights(PaDTForConditionalGeneration, folder, config, source_layout, stored)
     if to == "released" and source_layout == "hub":
         raise UserError(f"{folder} is plain Qwen2.5-VL, without prototypes and decoder: train it first.")
     kept, dropped = _select(stored, config, to)

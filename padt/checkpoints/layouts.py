@@ -11,8 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig
 
-from padt.data.processor import PaDTProcessor, read_json
+from padt.data.processor import PaDTProcessor
 from padt.pretrained.config import Layout, PaDTConfig, VLDecoderConfig
+from padt.pretrained.hub import read_json
 
 ARCHITECTURES = {"hub": "Qwen2_5_VLForConditionalGeneration", "released": "PaDTForConditionalGeneration"}
 # Fields of the decoder's section that the released code knows; others would stop it.

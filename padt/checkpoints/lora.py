@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from padt.data.processor import read_json
 from padt.errors import UserError, suggestion
 from padt.model.modeling import PaDTForConditionalGeneration
+from padt.pretrained.hub import new_folder, read_json
+from padt.pretrained.strict import ADAPTER_CONFIG
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 # The linear maps of a layer of the language model.
 LINEAR_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Prefixes of the parameters of each part of the model.
@@ -167,8 +168,6 @@ def save_adapter(
     Raises:
         UserError: the folder exists, or the model has no adapters.
     """
-    from padt.checkpoints.loading import new_folder
-
     if not has_adapters(model):
         raise UserError("The model has no LoRA adapters to save: save it with padt.checkpoints.loading.save_model.")
     modules = list(_WHOLE_MODULES)
@@ -186,7 +185,7 @@ def save_adapter(
 
     def write(partial: Path) -> None:
         save_file(state, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-        (partial / CONFIG_FILE).write_text(json.dumps(plain, indent=2), encoding="utf-8")
+        (partial / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2), encoding="utf-8")
         model.config.save_pretrained(partial)
         processor.save_pretrained(partial)
 
@@ -195,7 +194,7 @@ def save_adapter(
 
 def is_adapter_folder(path: str | os.PathLike) -> bool:
     """Whether a folder holds an adapter."""
-    return (Path(path) / CONFIG_FILE).is_file()
+    return (Path(path) / ADAPTER_CONFIG).is_file()
 
 
 def base_of(path: str | os.PathLike) -> Path:
@@ -204,13 +203,13 @@ def base_of(path: str | os.PathLike) -> Path:
     Raises:
         UserError: it is not there any more.
     """
-    named = read_json(Path(path) / CONFIG_FILE).get("base_model_name_or_path") or ""
+    named = read_json(Path(path) / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
     for candidate in (Path(path) / named, Path(named)):
         if named and (candidate / "config.json").is_file():
             return candidate
     raise UserError(
         f"The adapter {path} was trained on {named!r}, which is not there: put that model in its place, or write the "
-        f"right path as base_model_name_or_path into {Path(path) / CONFIG_FILE}."
+        f"right path as base_model_name_or_path into {Path(path) / ADAPTER_CONFIG}."
     )
 
 
@@ -220,7 +219,7 @@ def load_adapter(model: PaDTForConditionalGeneration, path: str | os.PathLike) -
     Raises:
         UserError: peft is missing, the files cannot be read, or a key is missing, unexpected or of another shape.
     """
-    values = read_json(Path(path) / CONFIG_FILE)
+    values = read_json(Path(path) / ADAPTER_CONFIG)
     if values.get("peft_type") != "LORA":
         raise UserError(f"{path} holds an adapter of type {values.get('peft_type')!r}: PaDT takes LORA.")
     config = _peft().LoraConfig.from_pretrained(str(path))
@@ -242,27 +241,6 @@ def load_adapter(model: PaDTForConditionalGeneration, path: str | os.PathLike) -
     with torch.no_grad():
         for key, tensor in found.items():
             wanted[key].copy_(tensor)
-
-
-def load_merged(path: str | os.PathLike, **options: Any) -> PaDTForConditionalGeneration:
-    """The model of an adapter folder: its base with the adapter merged, and the adapter's own processor.
-
-    Args:
-        path: adapter folder.
-        **options: as for ``padt.load_model``.
-
-    Raises:
-        UserError: base or adapter cannot be loaded.
-    """
-    from padt.checkpoints.loading import load_model, load_processor
-
-    with_processor = options.pop("with_processor", True)
-    model = load_model(base_of(path), **options, with_processor=False)
-    load_adapter(model, path)
-    merge(model)
-    if with_processor:
-        model.processor = load_processor(path)
-    return model.eval()
 
 
 def _peft() -> ModuleType:
@@ -297,7 +275,6 @@ __all__ = [
     "has_adapters",
     "is_adapter_folder",
     "load_adapter",
-    "load_merged",
     "merge",
     "reset",
     "save_adapter",

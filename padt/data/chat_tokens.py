@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from padt.data.conversation import ImagePlace, Said, Turn, check_turns
-from padt.data.tasks import Group
+from padt.data.conversation import Group, ImagePlace, Said, Turn, check_turns
 from padt.errors import UserError
 
 IMAGE_PAD = "<|image_pad|>"

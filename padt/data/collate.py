@@ -16,9 +16,10 @@ from torch import Tensor
 from padt.data.image import VIT_PATCH
 from padt.data.rle import decode
 from padt.errors import UserError
-from padt.model.head import SupervisedRows
 
 IGNORED = -100
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 NO_PIXELS = np.zeros((0, 3, VIT_PATCH, VIT_PATCH), np.uint8)
 """Pixels of a sample without images."""
 
@@ -82,6 +83,21 @@ class EncodedSample:
         return pickle.loads(data)
 
 
+@dataclass
+class SupervisedRows:
+    """What the head is asked in training: only positions that predict a supervised token.
+
+    Attributes:
+        positions: ``(batch, rows)`` position whose state predicts the target; padding 0.
+        targets: ``(batch, rows)`` token ids, ``V + k`` for the VRT of patch ``k``; padding -100.
+        groups: ``(batch, rows)`` group (object of the batch) to which a VRT target belongs, -1 for text.
+    """
+
+    positions: Tensor
+    targets: Tensor
+    groups: Tensor
+
+
 @dataclass(frozen=True)
 class ObjectTargets:
     """Targets of the decoder, object after object over the batch.
@@ -137,17 +153,6 @@ class Batch:
         """The same batch on another device."""
         return _move(self, torch.device(device))
 
-    def facts(self) -> dict[str, Any]:
-        """What an error message or a metric wants to know: keys and counts."""
-        return {
-            "keys": self.keys,
-            "samples": len(self.keys),
-            "tokens": int(self.attention_mask.sum()),
-            "supervised_tokens": int((self.supervised.targets != IGNORED).sum()),
-            "objects": len(self.objects.counts),
-            "images": len(self.grid_thw),
-        }
-
 
 def cut_patches(image: np.ndarray) -> np.ndarray:
     """Cut a resized image into ViT patches: uint8 ``(H, W, 3)`` -> ``(vit_patches, 3, 14, 14)``.
@@ -157,6 +162,22 @@ def cut_patches(image: np.ndarray) -> np.ndarray:
     h, w = image.shape[0] // VIT_PATCH, image.shape[1] // VIT_PATCH
     blocks = image.reshape(h // 2, 2, VIT_PATCH, w // 2, 2, VIT_PATCH, 3)
     return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(h * w, 3, VIT_PATCH, VIT_PATCH))
+
+
+def normalize_pixels(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Turn stored patches into the vision tower's input.
+
+    Args:
+        pixels: uint8 ``(vit_patches, 3, 14, 14)``, merge blocks in raster order (``cut_patches``).
+        dtype: of the result.
+
+    Returns:
+        ``(vit_patches, 1176)``: channel, then two equal temporal slices, then rows and columns.
+    """
+    mean = torch.tensor(IMAGE_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGE_STD, device=pixels.device).view(1, 3, 1, 1)
+    values = (pixels.float() / 255 - mean) / std
+    return values.unsqueeze(2).expand(-1, -1, 2, -1, -1).reshape(len(pixels), -1).to(dtype)
 
 
 def mask_target(rle: dict[str, Any], h_vit: int, w_vit: int) -> np.ndarray:

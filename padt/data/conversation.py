@@ -6,12 +6,9 @@ Two ways of writing are understood. ``read_messages`` takes what a shard stores 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from padt.errors import UserError
-
-if TYPE_CHECKING:
-    from padt.data.tasks import Group
 
 Role = Literal["system", "user", "assistant"]
 IMAGE_MARKER = "<image>"
@@ -36,6 +33,38 @@ class Said:
 
 
 @dataclass(frozen=True)
+class ObjectTarget:
+    """One grounded thing of an image, as the losses need it.
+
+    Attributes:
+        label: class name or sentence.
+        box: ``(x0, y0, x1, y1)`` normalised to [0, 1] of the upright image.
+        patches: indices of the foreground patches, row-major in the image's grid, ascending.
+        rle: COCO run-length mask ``{"size": [height, width], "counts": str}``, or None for boxes without masks.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    patches: tuple[int, ...]
+    rle: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The place of an object in an answer: consecutive VRTs.
+
+    Attributes:
+        target: the object.
+        vrts: patch indices in the object's own image.
+        image: which of the sample's images that is.
+    """
+
+    target: ObjectTarget
+    vrts: tuple[int, ...]
+    image: int = 0
+
+
+@dataclass(frozen=True)
 class Turn:
     """What one side says.
 
@@ -46,7 +75,7 @@ class Turn:
     """
 
     role: Role
-    content: tuple["str | Group | ImagePlace | Said", ...]
+    content: tuple[str | Group | ImagePlace | Said, ...]
 
     @property
     def text(self) -> str:

@@ -4,7 +4,6 @@ The tokenizer is never grown: the VRT of patch ``k`` is the id ``V + k`` and is 
 Users' text is tokenised without special tokens, so that a label or a sentence can neither inject a turn nor a VRT.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,12 +18,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.processing_utils import ProcessorMixin
 
 from padt.data.chat_tokens import IMAGE_PAD, TokenLayout, lay_out
-from padt.data.collate import NO_PIXELS, EncodedGroup, EncodedSample, cut_patches, mask_target
-from padt.data.conversation import Turn, prompt_turns
+from padt.data.collate import NO_PIXELS, EncodedGroup, EncodedSample, cut_patches, mask_target, normalize_pixels
+from padt.data.conversation import Group, Turn, prompt_turns
 from padt.data.image import PATCH, VIT_PATCH, ImageSource, ResizePolicy, open_image
-from padt.data.tasks import Group, Sample
+from padt.data.tasks import Sample
 from padt.errors import UserError
-from padt.model.vision import normalize_pixels
+from padt.pretrained.config import load_config
+from padt.pretrained.hub import model_folder, read_json
 from padt.pretrained.tokenizer import load_tokenizer
 
 VRT_TEXT = "<|VRT_{}|>"
@@ -50,8 +50,6 @@ class PaDTProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "PaDTProcessor":
         """As transformers', from a folder of any layout or a Hub repository; with ``min_pixels``, ``max_pixels``."""
-        from padt.checkpoints.loading import load_processor
-
         wanted = {name: kwargs[name] for name in ("min_pixels", "max_pixels") if kwargs.get(name) is not None}
         return load_processor(pretrained_model_name_or_path, revision=kwargs.get("revision"), **wanted)
 
@@ -251,6 +249,36 @@ def _encode_group(group: Group, start: int, offset: int, grid: tuple[int, int]) 
     )
 
 
+def load_processor(
+    path: str | os.PathLike,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    revision: str | None = None,
+) -> PaDTProcessor:
+    """Load the processor of a model folder of any layout, or of a folder that holds our processor alone.
+
+    Args:
+        path: folder, or ``OWNER/NAME`` on the Hub.
+        min_pixels: least area of resized images, in place of the saved one.
+        max_pixels: largest area of resized images, in place of the saved one.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: the folder has no tokenizer or image processor.
+    """
+    folder = model_folder(path, revision)
+    offset = load_config(folder)[0].vrt_offset if (folder / "config.json").is_file() else None
+    processor = PaDTProcessor.from_folder(folder, vrt_offset=offset)
+    if min_pixels is not None or max_pixels is not None:
+        size = processor.image_processor.size
+        processor.image_processor.size = {
+            "shortest_edge": min_pixels or size["shortest_edge"],
+            "longest_edge": max_pixels or size["longest_edge"],
+        }
+    return processor
+
+
 def image_processor(settings: dict[str, Any] | None = None, policy: ResizePolicy | None = None):
     """Qwen2.5-VL's image processor (Pillow, no torchvision) from a saved configuration or a resize policy."""
     if policy is not None:
@@ -268,20 +296,3 @@ def _chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | No
     if plain.is_file():
         return plain.read_text(encoding="utf-8")
     return read_json(folder / "chat_template.json").get("chat_template") or tokenizer.chat_template
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model folder; empty where there is no such file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): the folder is damaged, copy or save it again.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object: the folder is damaged, copy or save it again.")
-    return values

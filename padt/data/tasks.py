@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from padt.data.conversation import Turn, question, read_messages
+from padt.data.conversation import Group, ObjectTarget, Turn, question, read_messages
 from padt.data.patches import unpack_patches
 from padt.data.vrt import VRTRule, choose_vrts
 from padt.errors import UserError
@@ -24,38 +24,6 @@ CAPTION_PROMPT = "Please describe this image."
 NO_OBJECTS = "No objects from the list are present in the image."
 _PLACEHOLDER = re.compile(r"<\|Obj_(\d+)\|>")
 _BRACKET = re.compile(r"(\s*)\(((?:<\|Obj_\d+\|>[\s,]*)+)\)")
-
-
-@dataclass(frozen=True)
-class ObjectTarget:
-    """One grounded thing of an image, as the losses need it.
-
-    Attributes:
-        label: class name or sentence.
-        box: ``(x0, y0, x1, y1)`` normalised to [0, 1] of the upright image.
-        patches: indices of the foreground patches, row-major in the image's grid, ascending.
-        rle: COCO run-length mask ``{"size": [height, width], "counts": str}``, or None for boxes without masks.
-    """
-
-    label: str
-    box: tuple[float, float, float, float]
-    patches: tuple[int, ...]
-    rle: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Group:
-    """The place of an object in an answer: consecutive VRTs.
-
-    Attributes:
-        target: the object.
-        vrts: patch indices in the object's own image.
-        image: which of the sample's images that is.
-    """
-
-    target: ObjectTarget
-    vrts: tuple[int, ...]
-    image: int = 0
 
 
 @dataclass(frozen=True)

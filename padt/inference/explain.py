@@ -6,7 +6,7 @@ read from the states that wrote the answer, before any processor of the search (
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,10 @@ from torch import Tensor
 from padt.inference.answer_parser import AnswerGroup
 from padt.inference.calibration import calibrated
 from padt.inference.generation import GenerationSettings
-from padt.inference.grounding import Questions, decode_groups, prediction_of, prepare_questions
-from padt.inference.predict import Images, answer, paired
-from padt.inference.requests import Request
+from padt.inference.grounding import GroundingModel, Questions, decode_groups, prediction_of, prepare_questions
+from padt.inference.predict import answer
+from padt.inference.requests import Images, Request, paired
 from padt.inference.results import PredictedObject, Prediction
-
-if TYPE_CHECKING:
-    from padt.model.modeling import PaDTForConditionalGeneration
 
 # Rows whose logits over the whole vocabulary are held at a time.
 _CHUNK = 32
@@ -111,7 +108,7 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(
-    model: "PaDTForConditionalGeneration",
+    model: GroundingModel,
     images: Images | None,
     request: str | Request,
     settings: GenerationSettings | None = None,

@@ -1,16 +1,14 @@
 """How answers are generated: the settings, and what they mean to transformers' ``generate``."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from padt.data.processor import PaDTProcessor
 from padt.errors import UserError
-
-if TYPE_CHECKING:
-    from padt.data.processor import PaDTProcessor
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class ForbidRepeatedVRTs(LogitsProcessor):
         return scores.masked_fill(hide, float("-inf"))
 
 
-def generate_arguments(processor: "PaDTProcessor", settings: GenerationSettings) -> dict[str, Any]:
+def generate_arguments(processor: PaDTProcessor, settings: GenerationSettings) -> dict[str, Any]:
     """Keyword arguments of ``model.generate``; what they leave open is the model's own generation config."""
     arguments: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
@@ -89,6 +87,6 @@ def generate_arguments(processor: "PaDTProcessor", settings: GenerationSettings)
     return arguments
 
 
-def end_token_ids(processor: "PaDTProcessor") -> list[int]:
+def end_token_ids(processor: PaDTProcessor) -> list[int]:
     """Ids that end an answer."""
     return sorted({processor.end_token_id, processor.pad_token_id})

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,38 @@ from padt.inference.generation import end_token_ids
 from padt.inference.requests import Request
 from padt.inference.results import Frame, PredictedObject, Prediction
 from padt.model.losses import cxcywh_to_xyxy
+from padt.model.outputs import Trace
 from padt.model.vision import ImageFeatures
+from padt.pretrained.config import PaDTConfig
 
-if TYPE_CHECKING:
-    from padt.model.modeling import PaDTForConditionalGeneration
-    from padt.model.outputs import Trace
+
+class GroundingModel(Protocol):
+    """What prediction needs of a model (:class:`padt.PaDTForConditionalGeneration` has it).
+
+    Attributes:
+        config: its configuration.
+        processor: its processor, or None where it was loaded without.
+        lm_head: ``(rows, positions, d)`` states, prototypes and their mask -> logits over words and VRTs.
+        vl_decoder: the object decoder (``padt.model.decoder.ObjectDecoder``).
+    """
+
+    config: PaDTConfig
+    processor: Any
+    lm_head: Any
+    vl_decoder: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    def image_features(self, pixel_values: Tensor, grid_thw: Tensor) -> ImageFeatures:
+        """``(vit_patches, 1176)`` pixels and ``(images, 3)`` grids -> features of the vision tower."""
+
+    def prototypes_of(self, merged: Tensor) -> Tensor:
+        """Merged features ``(patches, d)`` -> prototypes ``(patches, d)``."""
+
+    def generate(self, **arguments: Any) -> Any:
+        """Transformers' ``generate``, with a ``recorder`` of states."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +83,7 @@ class Questions:
 
 @torch.inference_mode()
 def prepare_questions(
-    model: "PaDTForConditionalGeneration", images: Sequence[Sequence[ImageSource]], requests: Sequence[Request]
+    model: GroundingModel, images: Sequence[Sequence[ImageSource]], requests: Sequence[Request]
 ) -> Questions:
     """Open the images, run the vision tower once over all of them, and tokenise the prompts.
 
@@ -90,7 +117,7 @@ def prepare_questions(
     return Questions(inputs, pictures, frames, features, table)
 
 
-def answer_parser(model: "PaDTForConditionalGeneration", frames: Sequence[Frame]) -> AnswerParser:
+def answer_parser(model: GroundingModel, frames: Sequence[Frame]) -> AnswerParser:
     """A parser for the answer to a question about these pictures."""
     processor = model.processor
     counts = [frame.patches for frame in frames]
@@ -99,10 +126,10 @@ def answer_parser(model: "PaDTForConditionalGeneration", frames: Sequence[Frame]
 
 @torch.inference_mode()
 def decode_groups(
-    model: "PaDTForConditionalGeneration",
+    model: GroundingModel,
     questions: Questions,
     items: Sequence[tuple[int, AnswerGroup]],
-    traces: Sequence["Trace"],
+    traces: Sequence[Trace],
     masks: bool = True,
 ) -> list[PredictedObject]:
     """Decode groups into objects.
@@ -154,7 +181,7 @@ def decode_groups(
 
 
 def prediction_of(
-    model: "PaDTForConditionalGeneration",
+    model: GroundingModel,
     parser: AnswerParser,
     objects: Sequence[PredictedObject],
     frames: tuple[Frame, ...],
@@ -181,7 +208,7 @@ def mask_rle(logits: Tensor, height: int, width: int) -> dict[str, Any]:
     return encode((full[0, 0] > 0).cpu().numpy())
 
 
-def _confidence(table: Tensor, group: AnswerGroup, trace: "Trace") -> float:
+def _confidence(table: Tensor, group: AnswerGroup, trace: Trace) -> float:
     """Geometric mean of the probabilities of a group's VRTs."""
     vrts = torch.tensor(group.vrts, device=table.device)
     logits = (trace.states * table[vrts].to(trace.states.dtype)).sum(-1).float()

@@ -1,36 +1,36 @@
 """Prediction: pictures and requests in, texts and objects in pixels of the original pictures out."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
 
 import torch
 
-from padt.data.image import ImageSource
-from padt.errors import UserError
 from padt.inference.answer_parser import AnswerParser
 from padt.inference.calibration import calibrated
 from padt.inference.generation import ForbidRepeatedVRTs, GenerationSettings, generate_arguments
-from padt.inference.grounding import Questions, answer_parser, decode_groups, prediction_of, prepare_questions
+from padt.inference.grounding import (
+    GroundingModel,
+    Questions,
+    answer_parser,
+    decode_groups,
+    prediction_of,
+    prepare_questions,
+)
 from padt.inference.requests import (
+    Images,
     Request,
-    as_request,
     caption_request,
     detect_request,
+    paired,
     refer_request,
     text_request,
 )
 from padt.inference.results import Frame, PredictedObject, Prediction
 from padt.model.outputs import StateRecorder, Trace
 
-if TYPE_CHECKING:
-    from padt.model.modeling import PaDTForConditionalGeneration
-
-Images = ImageSource | Sequence[ImageSource]
-
 
 @torch.inference_mode()
 def predict(
-    model: "PaDTForConditionalGeneration",
+    model: GroundingModel,
     images: Images | Sequence[Images] | None,
     requests: str | Request | Sequence[str | Request],
     settings: GenerationSettings | None = None,
@@ -71,7 +71,7 @@ def predict(
 
 @torch.inference_mode()
 def answer(
-    model: "PaDTForConditionalGeneration", questions: Questions, settings: GenerationSettings
+    model: GroundingModel, questions: Questions, settings: GenerationSettings
 ) -> tuple[list[AnswerParser], Trace]:
     """Write the answers to a batch of questions.
 
@@ -87,30 +87,6 @@ def answer(
             parser.feed(token)
         parser.finish()
     return parsers, recorder.trace(getattr(output, "beam_indices", None))
-
-
-def paired(
-    images: Images | Sequence[Images] | None, requests: str | Request | Sequence[str | Request]
-) -> tuple[list[list[ImageSource]], list[Request]]:
-    """A list of images for each request, from the forms that :func:`predict` takes.
-
-    Raises:
-        UserError: they differ in number, or a prompt is blank.
-    """
-    if isinstance(requests, str | Request):
-        return [_as_list(images)], [as_request(requests)]
-    asked = [as_request(request) for request in requests]
-    if images is None or not isinstance(images, list | tuple):
-        return [_as_list(images) for _ in asked], asked
-    if len(images) != len(asked):
-        raise UserError(f"{len(images)} images for {len(asked)} requests: give one image, or a list, for each.")
-    return [_as_list(cast(Images, one)) for one in images], asked
-
-
-def _as_list(images) -> list[ImageSource]:
-    if images is None:
-        return []
-    return list(images) if isinstance(images, list | tuple) else [images]
 
 
 __all__ = [

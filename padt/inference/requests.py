@@ -4,12 +4,14 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from padt.data.conversation import Turn, check_turns, read_chat
 from padt.data.image import ImageSource
 from padt.data.tasks import CAPTION_PROMPT, detect_prompt, refer_prompt
 from padt.errors import UserError
+
+Images = ImageSource | Sequence[ImageSource]
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,27 @@ def _embedded(text: str, files: bool) -> ImageSource:
 def as_request(words: str | Request) -> Request:
     """A request as it is; plain words become a text request."""
     return words if isinstance(words, Request) else text_request(words)
+
+
+def paired(
+    images: Images | Sequence[Images] | None, requests: str | Request | Sequence[str | Request]
+) -> tuple[list[list[ImageSource]], list[Request]]:
+    """A list of images for each request, from the forms that ``padt.inference.predict.predict`` takes.
+
+    Raises:
+        UserError: they differ in number, or a prompt is blank.
+    """
+    if isinstance(requests, str | Request):
+        return [_as_list(images)], [as_request(requests)]
+    asked = [as_request(request) for request in requests]
+    if images is None or not isinstance(images, list | tuple):
+        return [_as_list(images) for _ in asked], asked
+    if len(images) != len(asked):
+        raise UserError(f"{len(images)} images for {len(asked)} requests: give one image, or a list, for each.")
+    return [_as_list(cast(Images, one)) for one in images], asked
+
+
+def _as_list(images) -> list[ImageSource]:
+    if images is None:
+        return []
+    return list(images) if isinstance(images, list | tuple) else [images]

@@ -10,27 +10,29 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from padt.data.processor import VRT_TEXT
+from padt.data.processor import VRT_TEXT, PaDTProcessor
 from padt.errors import UserError
 from padt.inference.answer_parser import AnswerGroup
 from padt.inference.calibration import calibrated
 from padt.inference.generation import GenerationSettings, generate_arguments
-from padt.inference.grounding import Questions, answer_parser, decode_groups, prediction_of, prepare_questions
-from padt.inference.requests import Request
+from padt.inference.grounding import (
+    GroundingModel,
+    Questions,
+    answer_parser,
+    decode_groups,
+    prediction_of,
+    prepare_questions,
+)
+from padt.inference.requests import Images, Request, paired
 from padt.inference.results import PredictedObject, Prediction
 from padt.model.outputs import StateRecorder, Trace
-
-if TYPE_CHECKING:
-    from padt.data.processor import PaDTProcessor
-    from padt.inference.predict import Images
-    from padt.model.modeling import PaDTForConditionalGeneration
 
 _TORN = "\ufffd"
 
@@ -63,7 +65,7 @@ StreamEvent = TextPiece | ObjectFound | Finished
 class TextPieces:
     """Turns tokens into pieces of text: no half of a UTF-8 character, VRTs as ``<|VRT_k|>`` or not at all."""
 
-    def __init__(self, processor: "PaDTProcessor", vrts: bool = False) -> None:
+    def __init__(self, processor: PaDTProcessor, vrts: bool = False) -> None:
         self._processor = processor
         self._vrts = vrts
         self._held: list[int] = []
@@ -89,8 +91,8 @@ class TextPieces:
 
 
 def stream(
-    model: "PaDTForConditionalGeneration",
-    images: "Images | None",
+    model: GroundingModel,
+    images: Images | None,
     request: str | Request,
     settings: GenerationSettings | None = None,
     vrts: bool = False,
@@ -115,8 +117,6 @@ def stream(
         UserError: the settings ask for beams, or as ``predict``.
         ImageError: an image cannot be used.
     """
-    from padt.inference.predict import paired
-
     settings = settings or GenerationSettings()
     if settings.num_beams > 1:
         raise UserError(f"A beam search of {settings.num_beams} beams cannot be streamed: use num_beams=1.")
@@ -126,7 +126,7 @@ def stream(
 
 
 def _events(
-    model: "PaDTForConditionalGeneration", questions: Questions, settings: GenerationSettings, vrts: bool
+    model: GroundingModel, questions: Questions, settings: GenerationSettings, vrts: bool
 ) -> Iterator[StreamEvent]:
     parser = answer_parser(model, questions.frames[0])
     pieces = TextPieces(model.processor, vrts)
@@ -157,7 +157,7 @@ def _events(
 
 
 def _tokens(
-    model: "PaDTForConditionalGeneration", questions: Questions, recorder: StateRecorder, settings: GenerationSettings
+    model: GroundingModel, questions: Questions, recorder: StateRecorder, settings: GenerationSettings
 ) -> Iterator[int]:
     """Ids of the answer as ``generate`` draws them, in a thread that ends with this iterator."""
     hand_over = _HandOver()
@@ -195,7 +195,7 @@ class _HandOver(BaseStreamer):
         self._tokens: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
         self._prompt_seen = False
 
-    def run(self, model: "PaDTForConditionalGeneration", arguments: dict[str, Any]) -> None:
+    def run(self, model: GroundingModel, arguments: dict[str, Any]) -> None:
         try:
             with torch.inference_mode():
                 model.generate(**arguments)

@@ -12,7 +12,6 @@ Wording is not compared (CIDEr and its kin need the reference tokeniser and are 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from padt.metrics.overlap import Box, box_iou, match_greedily
 from padt.metrics.records import ObjectLike, Scores, check_ids
@@ -53,11 +52,6 @@ class CaptionAnswer:
     objects: tuple[ObjectLike, ...]
     tokens: int
     truncated: bool = False
-
-    @classmethod
-    def from_prediction(cls, prediction: Any) -> "CaptionAnswer":
-        """Take a ``padt.inference.predict.Prediction``."""
-        return cls(prediction.text, tuple(prediction.objects), len(prediction.token_ids), prediction.truncated)
 
 
 def is_grounded(answer: CaptionAnswer) -> bool:

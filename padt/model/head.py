@@ -3,27 +3,12 @@
 The two tables are never concatenated; their logits lie side by side, ``(batch, positions, V + max_patches)``.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
-@dataclass
-class SupervisedRows:
-    """What the head is asked in training: only positions that predict a supervised token.
-
-    Attributes:
-        positions: ``(batch, rows)`` position whose state predicts the target; padding 0.
-        targets: ``(batch, rows)`` token ids, ``V + k`` for the VRT of patch ``k``; padding -100.
-        groups: ``(batch, rows)`` group (object of the batch) to which a VRT target belongs, -1 for text.
-    """
-
-    positions: Tensor
-    targets: Tensor
-    groups: Tensor
+from padt.data.collate import SupervisedRows
 
 
 def vrt_logits(hidden: Tensor, prototypes: Tensor, prototype_mask: Tensor) -> Tensor:

@@ -5,24 +5,36 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Cache,
+    GenerationMixin,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers import initialization as init
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from padt.data.collate import Batch
+from padt.data.collate import Batch, normalize_pixels
+from padt.data.processor import PaDTProcessor
 from padt.errors import UserError
-from padt.model.decoder import ObjectDecoder
+from padt.model.decoder import ObjectDecoder, initialize_part
 from padt.model.head import DynamicVocabularyHead
 from padt.model.losses import LossInputs, LossSettings, total_loss
 from padt.model.outputs import PaDTOutput, StateRecorder
-from padt.model.vision import ImageFeatures, encode_images, normalize_pixels, pad_images
+from padt.model.vision import ImageFeatures, encode_images, pad_images
 from padt.pretrained.config import PaDTConfig, VLDecoderConfig
+from padt.pretrained.strict import load_strictly, save_beside
 
 if TYPE_CHECKING:
     from padt.inference.generation import GenerationSettings
     from padt.inference.requests import Request
     from padt.inference.results import Prediction
     from padt.inference.stream import StreamEvent
+
+_NATIVE_CLASS = "Qwen2_5_VLForConditionalGeneration"
 
 
 class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -49,20 +61,17 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As transformers', for folders of every layout, strict about every key: see ``padt.checkpoints.loading``."""
-        from padt.checkpoints.loading import load_strictly
-
-        return load_strictly(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+        """As transformers', for folders of every layout, strict about every key: see ``padt.pretrained.strict``."""
+        register()
+        return load_strictly(cls, super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
         """As transformers', with the processor (where there is one) and a model card beside the weights."""
-        from padt.checkpoints.loading import register, save_beside
-
         # The names of stored tensors follow from what transformers knows of this class.
         register()
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process and self.processor is not None:
-            save_beside(self, self.processor, save_directory)
+            save_beside(self.processor, self.config, save_directory)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -75,7 +84,7 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         decoder = getattr(self, "vl_decoder", None)
         # Leaf by leaf: transformers never asks for a module that has no parameters of its own.
         if decoder is not None and any(module is part for part in decoder.modules()):
-            _init_decoder_part(decoder, module)
+            initialize_part(decoder, module)
 
     # ------------------------------------------------------------------ images, prototypes, embeddings
 
@@ -373,6 +382,20 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return model_kwargs
 
 
+def register() -> None:
+    """Make transformers know PaDT: auto classes for our own saves, and key conversion for this class name.
+
+    Without the latter transformers 5 skips the renaming of Qwen2.5-VL's keys for any class that is not its own, and
+    silently initialises the language model at random.
+    """
+    AutoConfig.register("padt", PaDTConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(PaDTConfig, PaDTForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(PaDTConfig, PaDTProcessor, exist_ok=True)
+    register_checkpoint_conversion_mapping(
+        PaDTForConditionalGeneration.__name__, get_checkpoint_conversion_mapping(_NATIVE_CLASS), overwrite=True
+    )
+
+
 def _excluded_vrts(batch: Batch, offset: int) -> Tensor:
     """``(batch, rows, max_patches)``: at a VRT row, the other foreground patches of its object."""
     groups, targets = batch.supervised.groups, batch.supervised.targets
@@ -383,21 +406,6 @@ def _excluded_vrts(batch: Batch, offset: int) -> Tensor:
     target = (targets - offset).clamp(min=0, max=width - 1)
     # The target itself stays; at text rows nothing is excluded anyway.
     return excluded.scatter(2, target[..., None], False)
-
-
-def _init_decoder_part(decoder: ObjectDecoder, module: nn.Module) -> None:
-    """Xavier for linear maps, zero biases; small heads, so that first boxes and scores are central, not extreme."""
-    if isinstance(module, nn.Embedding):
-        init.normal_(module.weight, std=0.5)
-    elif isinstance(module, nn.Linear):
-        # The box's and the score's last maps: scaled normal, a fifth and a tenth of Xavier's size.
-        scale = {id(decoder.bbox_prediction[-1]): 0.2, id(decoder.score_prediction): 0.1}.get(id(module))
-        if scale is None:
-            init.xavier_uniform_(module.weight)
-        else:
-            init.normal_(module.weight, std=scale * module.in_features**-0.5)
-        if module.bias is not None:
-            init.zeros_(module.bias)
 
 
 def _check_placeholders(counts: list[int], features: int, cache: Cache | None = None) -> None:

@@ -3,7 +3,8 @@
 The tower permutes 2x2 merge blocks into windows. It puts its merged features back in raster order, but leaves the
 pre-merger features and the rotary tables in window order. ``feature_order = "raster"`` puts these back too, so that
 everything lies in block-raster order: blocks row by row, inside a block its four ViT patches row by row.
-``"reference"`` keeps the window order, as the released weights were trained (``paper_facts`` section 1.3).
+``"reference"`` keeps the window order, as the released weights were trained by code that left it
+so: an image map whose rows and rotary positions belong to other patches.
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,6 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 if TYPE_CHECKING:
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
-
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass
@@ -47,22 +45,6 @@ class ImageFeatures:
     def vit_counts(self) -> list[int]:
         """ViT patches of each image."""
         return [h * w for h, w in self.grids]
-
-
-def normalize_pixels(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Turn stored patches into the vision tower's input.
-
-    Args:
-        pixels: uint8 ``(vit_patches, 3, 14, 14)``, merge blocks in raster order (``padt.data.collate.cut_patches``).
-        dtype: of the result.
-
-    Returns:
-        ``(vit_patches, 1176)``: channel, then two equal temporal slices, then rows and columns.
-    """
-    mean = torch.tensor(IMAGE_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGE_STD, device=pixels.device).view(1, 3, 1, 1)
-    values = (pixels.float() / 255 - mean) / std
-    return values.unsqueeze(2).expand(-1, -1, 2, -1, -1).reshape(len(pixels), -1).to(dtype)
 
 
 def encode_images(

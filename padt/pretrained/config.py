@@ -1,11 +1,17 @@
 """Configuration of PaDT: Qwen2.5-VL's, plus the prototypes, the object decoder and the order of image features."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+
+from padt.errors import UserError
+from padt.pretrained.hub import model_folder, read_json
 
 FeatureOrder = Literal["raster", "reference"]
 Layout = Literal["hub", "released", "padt"]
@@ -108,3 +114,45 @@ class PaDTConfig(Qwen2_5_VLConfig):
     def vrt_offset(self) -> int:
         """Token id of the VRT of patch 0: the number of embedding rows."""
         return self.text_config.vocab_size
+
+
+def load_config(path: str | os.PathLike, feature_order: FeatureOrder | None = None) -> tuple[PaDTConfig, Layout]:
+    """Read a model folder's configuration in any layout.
+
+    Returns:
+        The configuration, and the layout: ``hub``, ``released`` or ``padt``.
+
+    Raises:
+        UserError: no such folder, no configuration, a model of another family, or sizes that do not fit together.
+    """
+    folder = model_folder(path)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} has no config.json: it is not a model folder, or its saving did not finish.")
+    values = read_json(file)
+    family = values.get("model_type")
+    if family not in ("padt", "qwen2_5_vl"):
+        raise UserError(f"{folder} holds a model of type {family!r}: PaDT takes 'padt' and 'qwen2_5_vl' folders.")
+    layout = layout_of(values)
+    try:
+        config = PaDTConfig.from_dict(values)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"{file} cannot be used ({error}): put the value right, or copy the file again.") from error
+    _check_sizes(file, config)
+    if feature_order is not None:
+        config.feature_order = feature_order
+    return config, layout
+
+
+def _check_sizes(file: Path, config: PaDTConfig) -> None:
+    decoder, vision, text = config.vl_decoder, config.vision_config, config.text_config
+    assert isinstance(decoder, VLDecoderConfig)  # the configuration fills it in
+    pairs = (
+        ("vl_decoder.hidden_size", decoder.hidden_size, "vision_config.hidden_size", vision.hidden_size),
+        ("vl_decoder.num_heads", decoder.num_heads, "vision_config.num_heads", vision.num_heads),
+        ("vl_decoder.llm_hidden_state", decoder.llm_hidden_state, "hidden_size", text.hidden_size),
+        ("vision_config.out_hidden_size", vision.out_hidden_size, "hidden_size", text.hidden_size),
+    )
+    for name, value, other, wanted in pairs:
+        if value != wanted:
+            raise UserError(f"{file}: {name} is {value} but {other} is {wanted}; the two must be equal.")

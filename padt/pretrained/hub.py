@@ -1,8 +1,13 @@
-"""Where a model's files are: a local folder, or a repository of the Hugging Face Hub fetched into its cache."""
+"""A model's folder: local, or a repository of the Hugging Face Hub fetched into its cache; reading and making one."""
 
+import json
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from padt.errors import UserError
 
@@ -39,6 +44,44 @@ def model_folder(reference: str | os.PathLike, revision: str | None = None) -> P
             "repository as OWNER/NAME."
         )
     return _snapshot(os.fspath(reference), revision)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder; empty where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): the folder is damaged, copy or save it again.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object: the folder is damaged, copy or save it again.")
+    return values
+
+
+def new_folder(folder: str | os.PathLike, write: Callable[[Path], object]) -> Path:
+    """Make a folder that appears under its name only when ``write(partial folder)`` has filled it.
+
+    Raises:
+        UserError: the folder exists already.
+    """
+    target = Path(folder)
+    if target.exists():
+        raise UserError(f"{target} exists already: remove it or save under another name.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        write(partial)
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
 
 
 def _snapshot(name: str, revision: str | None) -> Path:

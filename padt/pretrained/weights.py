@@ -16,11 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.initialization import no_init_weights
 
-from padt.data.processor import read_json
 from padt.errors import UserError
-from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.config import Layout, PaDTConfig
-from padt.pretrained.hub import model_folder
+from padt.pretrained.hub import model_folder, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Parts that plain Qwen2.5-VL does not have.
@@ -138,10 +136,10 @@ def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     return files, list(listed)
 
 
-def expected_shapes(config: PaDTConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(model_class: type, config: PaDTConfig) -> dict[str, tuple[int, ...]]:
     """Stored name and shape of every tensor of a PaDT model; without the head where it is tied to the embedding."""
     with torch.device("meta"), no_init_weights():
-        model = PaDTForConditionalGeneration(config)
+        model = model_class(config)
     shapes = {stored_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
     if config.tie_word_embeddings:
         shapes.pop(HEAD)
@@ -149,11 +147,16 @@ def expected_shapes(config: PaDTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_weights(
-    folder: str | os.PathLike, config: PaDTConfig, layout: Layout, stored: Mapping[str, StoredTensor] | None = None
+    model_class: type,
+    folder: str | os.PathLike,
+    config: PaDTConfig,
+    layout: Layout,
+    stored: Mapping[str, StoredTensor] | None = None,
 ) -> list[str]:
     """Hold the files of a folder against its configuration, before anything is loaded.
 
     Args:
+        model_class: class of the model.
         folder: model folder.
         config: its configuration.
         layout: its layout; ``hub`` lacks prototypes and decoder.
@@ -167,7 +170,7 @@ def check_weights(
             if it equals the embedding.
     """
     stored = read_tensors(folder) if stored is None else stored
-    expected = expected_shapes(config)
+    expected = expected_shapes(model_class, config)
     extra = [key for key in stored if key.startswith(FRESH_PREFIXES)]
     if layout == "hub" and extra:
         raise UserError(

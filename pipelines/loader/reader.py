@@ -164,7 +164,7 @@ class EncodeBatches:
     def __init__(self, plan: Plan, processor_path: str, task: TaskOptions, rank: int, cache_bytes: int) -> None:
         import ray
 
-        from padt.checkpoints.loading import load_processor
+        from padt.data.processor import load_processor
 
         plan = ray.get(plan) if isinstance(plan, ray.ObjectRef) else plan
         processor = load_processor(processor_path)
@@ -297,7 +297,7 @@ class TrainingReader:
         return False
 
     def _source(self) -> tuple[SampleSource, int]:
-        from padt.checkpoints.loading import load_processor
+        from padt.data.processor import load_processor
 
         processor = load_processor(self._path)
         return SampleSource(self._plan, processor, self._task, self._options.cache_bytes), processor.pad_token_id

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from padt.checkpoints.loading import load_processor
 from padt.data.image import ResizePolicy
 from padt.data.patches import coverage_of_rle, foreground, pack_patches
+from padt.data.processor import load_processor
 from padt.data.rle import encode
 from padt.data.tasks import TaskOptions
 from pipelines.loader.augment import AugmentOptions

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from padt.model.head import DynamicVocabularyHead, SupervisedRows
+from padt.data.collate import SupervisedRows
+from padt.model.head import DynamicVocabularyHead
 from tests.benchmarks.models import VOCABULARY
 
 PATCHES = 391

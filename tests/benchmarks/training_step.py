@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from padt.data.collate import Batch, EncodedGroup, EncodedSample, collate
+from padt.data.collate import Batch, EncodedGroup, EncodedSample, collate, normalize_pixels
 from padt.model.checkpointing import set_checkpointing
 from padt.model.modeling import PaDTForConditionalGeneration
-from padt.model.vision import normalize_pixels
 from padt.pretrained.config import PaDTConfig
 from tests.benchmarks.models import END, IMAGE_END, IMAGE_START, IMAGE_TOKEN, VOCABULARY
 from tests.benchmarks.training_head import _resident

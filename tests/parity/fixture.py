@@ -16,9 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from padt.data.collate import cut_patches
+from padt.data.collate import cut_patches, normalize_pixels
 from padt.errors import UserError
-from padt.model.vision import normalize_pixels
 
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from padt.data.collate import Batch, collate
+from padt.data.conversation import Group, ObjectTarget
 from padt.data.image import open_image
-from padt.data.tasks import Group, ObjectTarget, Sample, merge_text
+from padt.data.tasks import Sample, merge_text
 from padt.data.vrt import VRTRule, choose_vrts
 from padt.errors import UserError
 from padt.model.losses import LossSettings

@@ -10,8 +10,9 @@ from jobs.registry.export import run_export
 from jobs.registry.register import note_scores
 from jobs.training.config import TrainConfig
 from jobs.training.model_card_facts import training_facts
-from padt.checkpoints.loading import load_config, save_model
+from padt.checkpoints.loading import save_model
 from padt.errors import UserError
+from padt.pretrained.config import load_config
 from padt.pretrained.model_card import CARD, ModelFacts, read_facts
 from tests.padt.tiny import tiny_model
 

@@ -10,9 +10,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import padt
 from padt.checkpoints.layouts import config_values
-from padt.checkpoints.loading import load_config
 from padt.errors import UserError
-from padt.pretrained.config import PaDTConfig
+from padt.pretrained.config import PaDTConfig, load_config
 from padt.pretrained.weights import FRESH_PREFIXES, read_tensors
 from tests.padt.folders import edit_json, edit_weights, hub_folder, same_tensors, weights_of
 from tests.padt.tiny import tiny_config, tiny_model

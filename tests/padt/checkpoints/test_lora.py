@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from padt.checkpoints.loading import load_model, load_processor, save_model
+from padt.checkpoints.loading import load_model, save_model
 from padt.checkpoints.lora import (
     LoraSettings,
     attach,
@@ -17,6 +17,7 @@ from padt.checkpoints.lora import (
     save_adapter,
     set_trainable,
 )
+from padt.data.processor import load_processor
 from padt.errors import UserError
 from tests.padt.model.test_modeling import batches
 from tests.padt.tiny import tiny_model

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from padt.data.collate import IGNORED, collate, mask_target
+from padt.data.conversation import Group, ObjectTarget
 from padt.data.rle import encode
-from padt.data.tasks import Group, ObjectTarget, Sample
+from padt.data.tasks import Sample
 from padt.errors import UserError
 from tests.padt.tiny import ROWS
 
@@ -88,8 +89,7 @@ def test_samples_without_objects_and_padding(batch_of, processor):
     assert batch.foreground.shape == (0, 6)
     lengths = batch.attention_mask.sum(1)
     assert (batch.input_ids[0, lengths[0] :] == processor.pad_token_id).all() and lengths[0] < lengths[1]
-    facts = batch.facts()
-    assert facts["keys"] == ["a", "b"] and facts["objects"] == 0 and facts["tokens"] == int(lengths.sum())
+    assert batch.keys == ["a", "b"]
 
 
 def test_a_batch_moves_as_a_whole_and_an_empty_one_is_refused(batch_of):

@@ -9,8 +9,18 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from padt.data.collate import collate
-from padt.data.conversation import IMAGE_PLACE, ConversationError, Turn, check_turns, question, read_chat, read_messages
-from padt.data.tasks import Group, ObjectTarget, Sample, TaskOptions, render
+from padt.data.conversation import (
+    IMAGE_PLACE,
+    ConversationError,
+    Group,
+    ObjectTarget,
+    Turn,
+    check_turns,
+    question,
+    read_chat,
+    read_messages,
+)
+from padt.data.tasks import Sample, TaskOptions, render
 from padt.errors import UserError
 from padt.inference.predict import GenerationSettings, Request, predict
 from padt.inference.requests import chat_request
@@ -118,7 +128,7 @@ def test_a_batch_mixes_several_images_one_and_none(processor):
     assert batch.objects.images == [0, 1, 1, 2]
     assert batch.objects.vrt_patches.tolist() == [0, 5, 9, 6, 8, 11, 14]
     assert [row.nonzero().flatten().tolist() for row in batch.foreground] == [[0, 1, 5], [6, 8, 9], [8], [1, 4]]
-    assert batch.facts()["images"] == 3 and batch.facts()["objects"] == 4
+    assert len(batch.grid_thw) == 3 and len(batch.objects.counts) == 4
 
 
 @torch.no_grad()

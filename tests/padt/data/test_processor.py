@@ -7,13 +7,13 @@ from PIL import Image
 from transformers import AutoProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from padt.checkpoints.loading import load_processor, save_model
-from padt.data.collate import EncodedSample, cut_patches
+from padt.checkpoints.loading import save_model
+from padt.data.collate import EncodedSample, cut_patches, normalize_pixels
+from padt.data.conversation import Group, ObjectTarget
 from padt.data.image import ResizePolicy
-from padt.data.processor import PaDTProcessor
-from padt.data.tasks import Group, ObjectTarget, Sample, detect_prompt, refer_prompt
+from padt.data.processor import PaDTProcessor, load_processor
+from padt.data.tasks import Sample, detect_prompt, refer_prompt
 from padt.errors import ImageError, UserError
-from padt.model.vision import normalize_pixels
 from tests.padt.tiny import ROWS, tiny_model, tiny_processor
 
 NASTY = [

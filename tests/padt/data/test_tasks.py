@@ -6,17 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from padt.data.conversation import Group
 from padt.data.patches import pack_patches
-from padt.data.tasks import (
-    CAPTION_PROMPT,
-    NO_OBJECTS,
-    Group,
-    TaskOptions,
-    detect_prompt,
-    merge_text,
-    refer_prompt,
-    render,
-)
+from padt.data.tasks import CAPTION_PROMPT, NO_OBJECTS, TaskOptions, detect_prompt, merge_text, refer_prompt, render
 from padt.errors import UserError
 from tests.conftest import shared_path
 

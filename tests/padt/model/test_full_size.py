@@ -4,6 +4,7 @@ Counts as published for Qwen2.5-VL-3B-Instruct (824 tensors) and 7B-Instruct: sa
 shapes of the 7B as listed from its checkpoint by third parties that convert it.
 """
 
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
 
 from padt.errors import UserError
+from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.config import PaDTConfig
 from padt.pretrained.weights import (
     FRESH_PREFIXES,
@@ -25,6 +27,8 @@ from padt.pretrained.weights import (
     stored_name,
 )
 
+shapes_of = partial(expected_shapes, PaDTForConditionalGeneration)
+check = partial(check_weights, PaDTForConditionalGeneration)
 VISION = {
     "depth": 32,
     "fullatt_block_indexes": [7, 15, 23, 31],
@@ -137,7 +141,7 @@ def count(shapes: dict[str, tuple[int, ...]], *prefixes: str) -> int:
 
 @sizes
 def test_the_base_has_the_published_number_of_parameters(size):
-    everything = expected_shapes(config_of(size))
+    everything = shapes_of(config_of(size))
     shapes = {name: shape for name, shape in everything.items() if not name.startswith(FRESH_PREFIXES)}
     assert count(shapes) == PARAMETERS[size]
     assert count(shapes, "visual.") == VISION_PARAMETERS[size]
@@ -151,7 +155,7 @@ def test_the_base_has_the_published_number_of_parameters(size):
 @sizes
 def test_every_name_of_the_hub_means_exactly_one_parameter_of_ours(size):
     hub = plain_shapes(size)
-    ours = expected_shapes(config_of(size))
+    ours = shapes_of(config_of(size))
     assert {name: shape for name, shape in ours.items() if not name.startswith(FRESH_PREFIXES)} == hub
     in_memory = [module_name(name) for name in ours]
     assert len(set(in_memory)) == len(in_memory)
@@ -160,7 +164,7 @@ def test_every_name_of_the_hub_means_exactly_one_parameter_of_ours(size):
 
 
 def test_published_shapes_of_the_7b():
-    ours = expected_shapes(config_of("7B"))
+    ours = shapes_of(config_of("7B"))
     assert {name: ours[name] for name in PUBLISHED_7B} == PUBLISHED_7B
     first = ("visual.blocks.0.", "model.layers.0.")
     kinds = {name for name in ours if not name.startswith(FRESH_PREFIXES)}
@@ -170,7 +174,7 @@ def test_published_shapes_of_the_7b():
 
 @sizes
 def test_prototypes_and_decoder_have_the_size_that_their_layers_add_up_to(size):
-    shapes = expected_shapes(config_of(size))
+    shapes = shapes_of(config_of(size))
     d, w, m = HUB[size]["hidden_size"], 1280, 3420
     square = w * w + w
     block = 3 * 4 * square + (w * m + m) + (m * w + w) + 6 * w
@@ -186,15 +190,24 @@ def test_released_names_are_ours(reference_fixture):
 
     names = {name for name in Fixture(reference_fixture).tensors("model") if name.startswith(FRESH_PREFIXES)}
     for size in HUB:
-        assert {name for name in expected_shapes(config_of(size)) if name.startswith(FRESH_PREFIXES)} == names
+        assert {name for name in shapes_of(config_of(size)) if name.startswith(FRESH_PREFIXES)} == names
 
 
 @sizes
 def test_a_full_size_base_fits_and_lacks_only_what_starts_fresh(size):
     config = config_of(size)
-    fresh = check_weights("somewhere", config, "hub", stored(plain_shapes(size)))
+    fresh = check("somewhere", config, "hub", stored(plain_shapes(size)))
     assert fresh and all(name.startswith(FRESH_PREFIXES) for name in fresh)
-    assert check_weights("somewhere", config, "padt", stored(expected_shapes(config))) == []
+    assert (
+        check_weights(
+            PaDTForConditionalGeneration,
+            "somewhere",
+            config,
+            "padt",
+            stored(shapes_of(config)),
+        )
+        == []
+    )
     assert config.feature_order == "raster"
     assert config.vrt_offset == HUB[size]["vocab_size"]
     assert config.vl_decoder.hidden_size == 1280 and config.vl_decoder.num_heads == 16
@@ -202,7 +215,7 @@ def test_a_full_size_base_fits_and_lacks_only_what_starts_fresh(size):
 
 def test_weights_of_one_size_do_not_pass_for_another():
     with pytest.raises(UserError, match=r"missing lm_head\.weight"):
-        check_weights("somewhere", config_of("7B"), "hub", stored(plain_shapes("3B")))
+        check("somewhere", config_of("7B"), "hub", stored(plain_shapes("3B")))
     shapes = {**plain_shapes("7B"), "model.norm.weight": (2048,)}
     with pytest.raises(UserError, match=r"other shape model\.norm\.weight \(2048, the configuration says 3584\)"):
-        check_weights("somewhere", config_of("7B"), "hub", stored(shapes))
+        check("somewhere", config_of("7B"), "hub", stored(shapes))

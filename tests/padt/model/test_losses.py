@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from padt.data.collate import SupervisedRows
 from padt.errors import UserError
-from padt.model.head import DynamicVocabularyHead, SupervisedRows
+from padt.model.head import DynamicVocabularyHead
 from padt.model.losses import (
     LossSettings,
     box_iou,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from padt.checkpoints.loading import load_processor
 from padt.data.image import ResizePolicy
+from padt.data.processor import load_processor
 from padt.data.tasks import NO_OBJECTS, TaskOptions, render
 from padt.errors import UserError
 from pipelines.dataset.index import load_index

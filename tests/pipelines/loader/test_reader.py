@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from padt.checkpoints.loading import load_processor
 from padt.data.image import ResizePolicy
+from padt.data.processor import load_processor
 from padt.data.tasks import TaskOptions
 from padt.errors import UserError
 from pipelines.loader.augment import AugmentOptions
