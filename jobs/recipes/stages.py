@@ -8,16 +8,17 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, get_type_hints
 
-from pydantic import Field, field_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from jobs.common.storage import join
 from jobs.training.config import Section, TrainConfig, build_config, read_yaml
 from padt.errors import UserError, look_up
 from padt.metrics.table import require_metric
+from pipelines.prepare.options import PrepareOptions
 
 PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 BUILT_IN: dict[str, Callable[[], Path]] = {
@@ -94,33 +95,51 @@ class PrepareToyStage(Stage):
         return {"sets": sets}
 
 
-class PrepareStage(Stage):
+class _PrepareStage(Stage):
     """Prepare a set from annotation files: the set is ``data/`` below the stage's folder.
 
-    Attributes:
-        source: kind of the files; the other options are those of ``pipelines.prepare.run.PrepareOptions``.
-        exclude: prepared sets (``${stage}/data``) or lists whose images are left out.
+    Its options are those of ``PrepareOptions``, the very ones of `padt prepare`.
     """
 
     kind: ClassVar[str] = "prepare"
-    source: Literal["coco", "objects365", "refcoco", "ric", "released", "messages"] = "coco"
-    annotations: str
-    images: str
-    references: str | None = None
-    captions: str | None = None
-    name: str | None = None
-    split: str = "train"
-    images_mode: Literal["copy", "link"] = "copy"
-    rows_per_shard: int | None = Field(None, ge=1)
-    exclude: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "_PrepareStage":
+        try:
+            self.prepare_options("data")
+        except UserError as error:
+            # In this form the configuration adds file and stage.
+            raise ValueError(str(error)) from error
+        return self
+
+    def prepare_options(self, out: str) -> PrepareOptions:
+        """What to prepare, into which folder."""
+        return PrepareOptions(out=out, **self.model_dump())
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.data.prepare.run_prepare``."""
         from jobs.data.prepare import run_prepare, set_facts
-        from pipelines.prepare.run import PrepareOptions
 
         url = join(context.folder, "data")
-        return {"sets": {"data": set_facts(url, run_prepare(PrepareOptions(out=url, **self.model_dump())))}}
+        return {"sets": {"data": set_facts(url, run_prepare(self.prepare_options(url)))}}
+
+
+# The recipe decides where the set goes; what is there already is the recipe's to keep or redo.
+_NOT_A_RECIPES = ("out", "overwrite", "num_cpus")
+_HINTS = get_type_hints(PrepareOptions)
+PrepareStage = create_model(
+    "PrepareStage",
+    __base__=_PrepareStage,
+    __doc__=_PrepareStage.__doc__,
+    **{  # type: ignore[call-overload]
+        option.name: (
+            _HINTS[option.name],
+            () if option.name == "images" else ... if option.default is MISSING else option.default,
+        )
+        for option in fields(PrepareOptions)
+        if option.name not in _NOT_A_RECIPES
+    },
+)
 
 
 class TrainStage(Stage):

@@ -38,9 +38,9 @@ class ShardInfo(_Strict):
 
 
 class SourceFile(_Strict):
-    """A file that the set was made from. ``path`` is as the user gave it."""
+    """A file that the set was made from: what it was to its source, and where, as the user gave it."""
 
-    role: Literal["annotations", "references", "captions"]
+    role: str
     path: str
     bytes: int
     sha256: str

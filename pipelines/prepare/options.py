@@ -1,86 +1,62 @@
 """What a preparation is asked to do, and what it says about itself on the way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
-from padt.data.image import ResizePolicy
 from padt.errors import UserError
-from pipelines.sources.base import Source
-from pipelines.sources.coco import CocoSource
-from pipelines.sources.messages import MessagesSource
-from pipelines.sources.objects365 import Objects365Source
-from pipelines.sources.refcoco import published_name
-from pipelines.sources.released import ReleasedSource
+from pipelines.sources.table import SourceOptions, option
 
-SourceName = Literal["coco", "objects365", "refcoco", "ric", "released", "messages"]
+if TYPE_CHECKING:
+    from padt.data.image import ResizePolicy
+
 ImagesMode = Literal["copy", "link"]
-DEFAULT_SHARD_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
-    """What to prepare, and how. Everything that is a place may be a local path or a URL that fsspec opens.
+class PrepareOptions(SourceOptions):
+    """What to prepare, and how: the options of `padt prepare` and of a recipe's stage ``prepare``.
 
-    Attributes:
-        annotations: instances JSON; of ``released`` the JSON lines; of ``messages`` the conversations.
-        images: folder of the images (or a zip or tar file of them), or several.
-        out: folder of the data set to make.
-        source: ``coco``; ``objects365``: boxes only; ``refcoco``: needs ``references``, takes the references of
-            ``split`` and the images that they speak of; ``ric``: captions are in the annotation file unless
-            ``captions`` names another; ``released``: the JSON lines of PaDT's authors; ``messages``: conversations
-            with any number of pictures (then ``images`` may be empty).
-        references: RefCOCO pickle of the same images.
-        captions: captions JSON of the same images, COCO's or RIC's.
-        name: name of the set, first part of every key; if not given the source's name (of ``refcoco`` the name of the
-            folder that its references come in: ``refcoco``, ``refcoco+`` or ``refcocog``).
-        split: split of the set, second part of every key.
-        reference_split: take this split of the references only (``refcoco``: ``split``).
-        drop_fakes: of ``objects365``: leave out what is marked as drawn or printed.
-        policy: resize rule that patches are computed for; the training and the model must have the same.
-        images_mode: ``copy`` the encoded images into the shards, or ``link`` to them.
-        shard_bytes: most bytes of images in a shard.
-        rows_per_shard: images of a shard, in place of ``shard_bytes``.
-        exclude: prepared sets (``SET`` or ``SET:split``) or lists of ``padt exclude-list`` whose images are left out.
-        against: prepared sets (``SET`` or ``SET:split``) that the report compares the set with.
-        num_cpus: most shards at work at once; None takes what Ray has.
-        overwrite: remove what is in ``out`` first.
+    What each is stands with it. Everything that is a place may be a local path or a URL that fsspec opens.
+
+    Raises:
+        UserError: an option is out of range, unknown to the source, or missing.
     """
 
-    annotations: str
-    images: str | Sequence[str]
-    out: str
-    source: SourceName = "coco"
-    references: str | None = None
-    captions: str | None = None
-    name: str | None = None
-    split: str = "train"
-    reference_split: str | None = None
-    drop_fakes: bool = False
-    policy: ResizePolicy = field(default_factory=ResizePolicy)
-    images_mode: ImagesMode = "copy"
-    shard_bytes: int = DEFAULT_SHARD_BYTES
-    rows_per_shard: int | None = None
-    exclude: Sequence[str] = ()
-    against: Sequence[str] = ()
-    num_cpus: int | None = None
-    overwrite: bool = False
+    images: str | Sequence[str] = option(
+        "Folder of the pictures, or a zip or tar of them; path or URL; repeatable.", short="-i"
+    )
+    out: str = option("Folder of the prepared set; any URL that fsspec opens.", short="-o")
+    name: str | None = option(
+        "Name of the set, first part of every key; the source's if not given, refcoco: of its references' folder.", None
+    )
+    min_pixels: int | None = option("Pictures with fewer pixels are enlarged for the model; 3,136 if not given.", None)
+    max_pixels: int | None = option("Pictures with more are shrunk for the model; 12,845,056 if not given.", None)
+    images_mode: ImagesMode = option("Copy the pictures' bytes into the shards, or link to their places.", "copy")
+    rows_per_shard: int | None = option("Images of a shard, in place of --shard-mb.", None)
+    shard_mb: int = option("Most megabytes of pictures in a shard.", 256)
+    exclude: Sequence[str] = option(
+        "Leave out images that this prepared set, or list of `padt exclude-list`, holds; repeatable.",
+        (),
+        metavar="SET[:SPLIT]",
+    )
+    against: Sequence[str] = option(
+        "Say in the report what the set shares with this prepared one; repeatable.", (), metavar="SET[:SPLIT]"
+    )
+    num_cpus: int | None = option("Most shards at work at once; all that Ray has if not given.", None)
+    overwrite: bool = option("Remove what is in OUT first.", False)
 
     def __post_init__(self) -> None:
-        if self.source not in get_args(SourceName):
-            raise UserError(f"Source {self.source!r} is unknown: use one of {', '.join(get_args(SourceName))}.")
+        super().__post_init__()
         if self.images_mode not in get_args(ImagesMode):
             raise UserError(f"images_mode {self.images_mode!r} is unknown: use copy or link.")
-        if self.source == "refcoco" and self.references is None:
-            raise UserError("Source 'refcoco' needs the file of references, refs(...).p: give --references.")
+        if self.kind.pictures and not self.image_folders:
+            raise UserError(f"Source {self.source!r} needs the folder of its pictures: give --images.")
         for part, value in (("name", self.set_name), ("split", self.split)):
             if not value or "/" in value or value != value.strip():
                 raise UserError(f"{part} {value!r} cannot be part of a key: give a name without '/' and outer spaces.")
-        for part, number in (
-            ("shard_bytes", self.shard_bytes),
-            ("rows_per_shard", self.rows_per_shard),
-            ("num_cpus", self.num_cpus),
-        ):
+        for part in ("min_pixels", "max_pixels", "shard_mb", "rows_per_shard", "num_cpus"):
+            number = getattr(self, part)
             if number is not None and number < 1:
                 raise UserError(f"{part} is {number}: give at least 1.")
 
@@ -89,29 +65,25 @@ class PrepareOptions:
         """Name of the set."""
         if self.name is not None:
             return self.name
-        return published_name(self.references) if self.source == "refcoco" and self.references else self.source
+        return self.source if self.kind.set_name is None else self.kind.set_name(self)
 
     @property
     def image_folders(self) -> tuple[str, ...]:
         """The folders of the images."""
         return (self.images,) if isinstance(self.images, str) else tuple(self.images)
 
-    def open_source(self) -> Source:
-        """The reader of the source files."""
-        if self.source == "objects365":
-            return Objects365Source(self.annotations, self.drop_fakes)
-        if self.source == "released":
-            return ReleasedSource(self.annotations)
-        if self.source == "messages":
-            return MessagesSource(self.annotations)
-        refers = self.source == "refcoco"
-        return CocoSource(
-            annotations=self.annotations,
-            captions=self.annotations if self.source == "ric" and self.captions is None else self.captions,
-            references=self.references,
-            reference_split=self.split if refers and self.reference_split is None else self.reference_split,
-            only_referred=refers,
-        )
+    @property
+    def policy(self) -> "ResizePolicy":
+        """Resize rule that patches are computed for; the training and the model must have the same."""
+        from padt.data.image import ResizePolicy
+
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return ResizePolicy(**{name: limit for name, limit in limits.items() if limit is not None})
+
+    @property
+    def shard_bytes(self) -> int:
+        """Most bytes of images in a shard."""
+        return self.shard_mb * 2**20
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def prepare(
     exclusion = load_exclusion(options.exclude, options.out)
     against = [load_compared(spec, options.out) for spec in options.against]
     sources = [
-        SourceFile(role=role, path=url, bytes=size, sha256=digest)  # type: ignore[arg-type]
+        SourceFile(role=role, path=url, bytes=size, sha256=digest)
         for role, url in source.files()
         for size, digest in [hash_file(url, f"The file of {role}")]
     ]
@@ -135,8 +135,7 @@ def _hash(options: PrepareOptions, sources: Sequence[SourceFile], exclusion: Exc
             "source": options.source,
             "name": options.set_name,
             "split": options.split,
-            "reference_split": options.reference_split,
-            "drop_fakes": options.drop_fakes,
+            "options": options.shaping(),
             "policy": options.policy.to_dict(),
             "images": list(options.image_folders),
             "images_mode": options.images_mode,
@@ -245,7 +244,7 @@ def _check_room(options: PrepareOptions, folder: Folder, total: int) -> None:
     if options.images_mode == "copy" and free is not None and free < total:
         raise UserError(
             f"{options.out} has {free / 1e9:.1f} GB free and the images take {total / 1e9:.1f} GB: "
-            "free space, give another --out, or link the images (--link)."
+            "free space, give another --out, or link the images (--images-mode link)."
         )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from padt.data.image import ResizePolicy
 from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest
 from pipelines.io.reading import is_local, resolve
@@ -27,7 +26,6 @@ def prepare_toy(
     scenes: int = 4000,
     heldout: int = 240,
     seed: int = 0,
-    policy: ResizePolicy | None = None,
     rows_per_shard: int = TOY_ROWS_PER_SHARD,
     num_cpus: int | None = None,
     overwrite: bool = False,
@@ -43,7 +41,6 @@ def prepare_toy(
         scenes: scenes to train on.
         heldout: scenes to evaluate on; no scene is in both.
         seed: decides every scene.
-        policy: resize rule that patches are computed for.
         rows_per_shard: scenes of a shard; several shards let several cores prepare.
         num_cpus: see ``PrepareOptions``.
         overwrite: see ``PrepareOptions``; what was drawn is kept, since the seed decides it.
@@ -75,7 +72,6 @@ def prepare_toy(
             out=f"{root}/{split}",
             name="toy",
             split=split,
-            policy=policy or ResizePolicy(),
             rows_per_shard=rows_per_shard,
             num_cpus=num_cpus,
             overwrite=overwrite,

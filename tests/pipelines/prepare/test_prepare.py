@@ -235,8 +235,12 @@ def test_a_bad_file_is_an_error_before_anything_is_written(tmp_path, change, mes
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"source": "voc"}, "coco, objects365"),
-        ({"source": "refcoco"}, "references"),
+        ({"source": "voc"}, "Source 'voc' is unknown"),
+        ({"source": "object365"}, r"did you mean objects365\?"),
+        ({"source": "refcoco"}, "needs references: give --references"),
+        ({"drop_fakes": True}, "Source 'coco' has no option drop_fakes"),
+        ({"images": []}, "needs the folder of its pictures"),
+        ({"max_pixels": 0}, "max_pixels is 0"),
         ({"name": "a/b"}, "name 'a/b'"),
         ({"split": ""}, "split"),
         ({"rows_per_shard": 0}, "rows_per_shard"),
@@ -245,7 +249,7 @@ def test_a_bad_file_is_an_error_before_anything_is_written(tmp_path, change, mes
 )
 def test_bad_options_are_refused(tmp_path, values, message):
     with pytest.raises(UserError, match=message):
-        PrepareOptions(annotations="a.json", images="images", out="out", **values)
+        PrepareOptions(**{"annotations": "a.json", "images": "images", "out": "out", **values})
 
 
 def test_no_room_at_the_target_is_an_error_before_work_starts(tmp_path, monkeypatch):
