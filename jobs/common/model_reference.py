@@ -1,11 +1,12 @@
-"""Where a model lives: a folder, or a version or alias of the registry, turned into a local folder.
+"""Where a model lives: a folder, a URL, or a version or alias of the registry, turned into a local folder.
 
-References are a path, ``OWNER/NAME`` on the Hub, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``. The first two need
-neither MLflow nor a registry.
+References are a path, an fsspec URL, ``OWNER/NAME`` on the Hub, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``. All
+but the last two need neither MLflow nor a registry. What lies elsewhere is fetched once into ``PADT_CACHE``.
 """
 
 import hashlib
 import os
+import posixpath
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class ResolvedModel:
         path: local folder.
         name: registered name, or None for a plain folder.
         version: registered version, or None.
-        source: where the registered version says its files are, or None.
+        source: where its files are, as the registered version or the URL says, or None.
     """
 
     reference: str
@@ -58,7 +59,7 @@ def find_model(reference: str | os.PathLike, tracking_uri: str | None = None) ->
     """Find a model and say which version it is.
 
     Args:
-        reference: a folder, ``OWNER/NAME`` on the Hub, ``models:/padt@champion`` or ``models:/padt/3``.
+        reference: a folder, an fsspec URL, ``OWNER/NAME`` on the Hub, ``models:/padt@champion`` or ``models:/padt/3``.
         tracking_uri: registry to ask; default: the environment's (``jobs.common.mlflow_run``).
 
     Raises:
@@ -67,17 +68,34 @@ def find_model(reference: str | os.PathLike, tracking_uri: str | None = None) ->
     text = str(reference)
     if is_hub_id(text):
         return ResolvedModel(text, hub_folder(text))
+    if is_remote(text):
+        return ResolvedModel(text, _fetch(text.rstrip("/")), source=text.rstrip("/"))
     if not text.startswith("models:"):
+        text = str(local_path(text))
         return ResolvedModel(text, _model_folder(Path(text).expanduser(), text))
     name, version = parse_reference(text)
     found = registered_version(registry(tracking_uri), name, version, text)
     source = str(found.source)
-    if _is_local(source):
+    if is_remote(source):
+        path = _fetch(source, found)
+    else:
         path = _model_folder(local_path(source), f"{text} (version {found.version})")
         check_unchanged(path, found)
-    else:
-        path = _download(source, name, found)
     return ResolvedModel(text, path, name, str(found.version), source)
+
+
+def is_remote(reference: str) -> bool:
+    """Whether a reference is a URL of another place than this machine's disks."""
+    return "://" in reference and not reference.startswith(("file://", "models:"))
+
+
+def fetched(reference: str) -> str:
+    """A local folder in the place of a URL, fetched if need be; any other reference as it is.
+
+    Raises:
+        UserError: see :func:`find_model`.
+    """
+    return resolve_model(reference) if is_remote(reference) else reference
 
 
 def parse_reference(text: str) -> tuple[str, str]:
@@ -200,32 +218,48 @@ def _model_folder(path: Path, reference: str) -> Path:
     return path.resolve()
 
 
-def _is_local(source: str) -> bool:
-    return "://" not in source or source.startswith("file://")
-
-
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES)
 
 
-def _download(source: str, name: str, entry: Any) -> Path:
-    """Fetch a remote version once; the cache folder appears only when it is whole."""
-    root = Path(os.environ.get("PADT_CACHE") or Path.home() / ".cache" / "padt")
-    key = hashlib.sha256(source.encode()).hexdigest()[:12]
-    target = root / "models" / f"{name}-{entry.version}-{key}"
-    if not target.is_dir():
-        # Needs fsspec, which a plain installation may lack; paths and local versions do without.
-        from jobs.common.storage import filesystem as open_filesystem
-        from jobs.common.storage import publish_folder
+def _fetch(url: str, entry: Any = None) -> Path:
+    """Local copy of a remote model, made once for what lies there now, or for what a version was registered with."""
+    # Both need packages that a plain installation may lack; paths and local versions do without.
+    from filelock import FileLock
 
-        try:
-            filesystem, inner = open_filesystem(source)
-            publish_folder(
-                str(target), lambda folder: filesystem.get(inner.rstrip("/") + "/", f"{folder}/", recursive=True)
-            )
-        except OSError as error:
+    from pipelines.io.reading import reaching
+    from pipelines.io.storage import Folder
+
+    weights = entry.tags.get(FINGERPRINT_TAG) if entry is not None else None
+    remote = Folder(url)
+    if entry is None:
+        with reaching(url, "model"):
+            if not remote.exists("config.json"):
+                raise UserError(
+                    f"Model {url} cannot be read as a model folder: it has no config.json, which is written last. "
+                    "Check the address, or finish what writes it."
+                )
+            content = remote.listing(_MODEL_FILES)
+    else:
+        content = weights or ""
+    # A card names a base model by its folder; training leaves its model in RUN/model.
+    parent, name = posixpath.split(remote.path())
+    name = f"{entry.name}-{entry.version}" if entry else posixpath.basename(parent) if name == "model" else name
+    root = Path(os.environ.get("PADT_CACHE") or Path.home() / ".cache" / "padt") / "models"
+    target = root / hashlib.sha256(f"{url}\n{content}".encode()).hexdigest()[:12] / (name or "model")
+
+    def fill(folder: Path) -> None:
+        with reaching(url, "model"):
+            remote.download(folder)
+        if weights and fingerprint(folder) != weights:
             raise UserError(
-                f"Version {entry.version} of {name} lies at {source}, which cannot be read ({error}): check the "
-                "address and the credentials."
-            ) from error
-    return _model_folder(target, source)
+                f"{url} was changed after it was registered as version {entry.version} of {entry.name}: register it "
+                f"again with `padt register {url}`, or put the former files back."
+            )
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The workers of one machine share one copy.
+    with FileLock(f"{target.parent}.lock"):
+        if not target.is_dir():
+            Folder(str(target)).publish(fill, "config.json", replace=False)
+    return _model_folder(target, url)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.common.model_reference import find_model
+from jobs.common.model_reference import ResolvedModel, find_model
 from jobs.evaluation.answers import ModelAnswerer
 from jobs.evaluation.evaluate import answer
 from jobs.evaluation.samples import EvalSet, open_eval_set
@@ -19,6 +19,8 @@ from padt.inference.calibration import ScoreCalibration, calibration_error, feat
 from padt.inference.predict import GenerationSettings
 from padt.metrics.detect import TrueImage, score_detect
 from padt.metrics.records import FoundObject
+from padt.pretrained.hub import is_hub_id
+from pipelines.io.storage import Folder
 
 CONFIG_FILE = "config.json"
 
@@ -84,10 +86,10 @@ def run_calibrate(
         UserError: model, set or folder cannot be used, or the model finds too few objects.
     """
     found = find_model(model)
-    if out is None and found.version is not None:
-        raise UserError(f"{model} is a registered version, which must not change: give a folder for a copy as --out.")
-    if out is not None and os.path.exists(out):
-        raise UserError(f"{out} exists already: give a new folder as --out.")
+    if out is None and (found.version is not None or is_hub_id(model)):
+        raise UserError(f"{model} is a published version, which must not change: give a folder for a copy as --out.")
+    if out is not None:
+        _check_new(Folder(str(out)), found.path)
     data = open_eval_set(str(data_url), ["detect"], limit)
     settings = GenerationSettings(max_new_tokens=max_new_tokens, masks=False, calibrated=False)
     asked = answerer or ModelAnswerer(str(found.path), data.index.class_names, settings, dict(load_options or {}))
@@ -96,7 +98,7 @@ def run_calibrate(
     calibration = _fit(answers)
     before = _measured(data, halves, [None, None])
     after = _measured(data, halves, [_fit(halves[1]), _fit(halves[0])])
-    folder = _write(found.path, out, calibration)
+    folder = _write(found, out, calibration)
     count = sum(len(each.objects) for each in answers)
     return CalibrationResult(calibration, before, after, len(answers), count, folder)
 
@@ -151,20 +153,27 @@ def _measured(
     return {"calibration_error": error, **{name: metrics[name] for name in ("bbox_AP", "bbox_AP50", "bbox_AP75")}}
 
 
-def _write(model: Path, out: str | os.PathLike | None, calibration: ScoreCalibration) -> str:
+def _check_new(out: Folder, model: Path) -> None:
+    """Refuse a folder that holds anything but what an unfinished attempt left."""
+    out.check_target()
+    left = set(out.names())
+    if out.exists() and (not left or CONFIG_FILE in left or left - {path.name for path in model.iterdir()}):
+        raise UserError(f"{out.url} exists already: give a new folder as --out.")
+
+
+def _write(found: ResolvedModel, out: str | os.PathLike | None, calibration: ScoreCalibration) -> str:
     """Put the calibration into a copy of the model, or into its own configuration; whole or not at all."""
-    folder = model
-    if out is not None:
-        folder = Path(f"{os.fspath(out).rstrip('/')}.partial")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(model, folder)
-    path = folder / CONFIG_FILE
-    values = json.loads(path.read_text())
+    values = json.loads((found.path / CONFIG_FILE).read_text(encoding="utf-8"))
     values["score_calibration"] = calibration.to_dict()
-    part = path.with_name(CONFIG_FILE + ".partial")
-    part.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    os.replace(part, path)
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     if out is None:
-        return str(model)
-    os.replace(folder, out)
+        own = Folder(found.source or str(found.path))
+        own.write(CONFIG_FILE, text)
+        return own.url
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(found.path, folder)
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+    Folder(str(out)).publish(fill, CONFIG_FILE)
     return str(out)

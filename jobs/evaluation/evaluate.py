@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.model_reference import find_model, fingerprint
 from jobs.common.progress_bar import counting
-from jobs.common.storage import filesystem
 from jobs.evaluation.answers import ModelAnswerer, answer_here, answer_on_ray, collect
 from jobs.evaluation.report import publish_report, score_records
 from jobs.evaluation.samples import EvalSet, open_eval_set, policy_mismatch
 from padt.errors import UserError
+from pipelines.io.storage import Folder
 
 if TYPE_CHECKING:
     from padt.inference.predict import GenerationSettings
@@ -85,8 +85,8 @@ def run_evaluate(
     """
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size {batch_size} and workers {workers} cannot be: give at least 1 and 0.")
-    if out_dir is not None and is_file(str(out_dir)):
-        raise UserError(f"{out_dir} is a file: give a folder as --out.")
+    if out_dir is not None:
+        Folder(str(out_dir)).check_target()
     data = open_eval_set(str(data_url), tasks, limit)
     found = find_model(model)
     answerer, mismatch = _model(str(found.path), data, settings, max_new_tokens, dict(load_options or {}))
@@ -171,12 +171,6 @@ def _data_fingerprint(data: EvalSet) -> str:
     """The set's fingerprint; a part of it is other data than the whole."""
     part = "" if len(data.truth) == len(data.index) else f"[:{len(data.truth)}]"
     return data.manifest.fingerprint + part
-
-
-def is_file(url: str) -> bool:
-    """Whether a path or URL is a file and so cannot be an output folder."""
-    system, path = filesystem(url)
-    return bool(system.isfile(path))
 
 
 def _remarks(counts: Mapping[str, int]) -> list[str]:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import platform
+import posixpath
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -26,13 +27,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jobs.common import storage
 from jobs.common.ray_session import ray_session
 from jobs.recipes.records import Observer, RecipeResult, StageRecord
 from jobs.recipes.stages import BUILT_IN, EvaluateStage, Stage, StageContext, build_stage, built_in_digest, references
 from jobs.recipes.tracking import RecipeTracker
 from jobs.training.config import read_yaml
 from padt.errors import UserError
+from pipelines.io.storage import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def run_recipe(
     recipe = load_recipe(file, overrides, output)
     observer = observer or Observer()
     folders = {name: str(find()) for name, find in BUILT_IN.items()}
-    folders |= {name: storage.join(recipe.output, name) for name in recipe.stages}
+    folders |= {name: posixpath.join(recipe.output, name) for name in recipe.stages}
     _clear(recipe, redo, folders)
     for name in recipe.stages:
         _refuse_other_options(recipe, name, folders[name])
@@ -125,12 +126,12 @@ def run_recipe(
     tracker = RecipeTracker(recipe.name, recipe.experiment, recipe.output)
     records: list[StageRecord] = []
     status = "FAILED"
-    pending = [name for name in recipe.stages if not storage.exists(storage.join(folders[name], DONE))]
+    pending = [name for name in recipe.stages if not Folder(folders[name]).exists(DONE)]
     try:
         # One Ray for all stages: starting it takes seconds each time.
         with ray_session() if pending else nullcontext():
             for number, name in enumerate(recipe.stages, start=1):
-                marker = read_json(storage.join(folders[name], DONE))
+                marker = read_json(folders[name], DONE)
                 skipped = marker is not None
                 if marker is None:
                     observer.started(name, number, len(recipe.stages))
@@ -147,7 +148,6 @@ def run_recipe(
 
 def write_summary(result: RecipeResult, **extra: Any) -> RecipeResult:
     """Write ``summary.json`` into the run folder; ``extra`` adds top-level entries."""
-    path = storage.join(result.output, "summary.json")
     summary = {
         "recipe": result.name,
         "written_at": _now(),
@@ -161,8 +161,8 @@ def write_summary(result: RecipeResult, **extra: Any) -> RecipeResult:
         "mlflow": {"tracking_uri": result.tracking_uri, "run_id": result.run_id},
         "versions": versions(),
     } | extra
-    write_json(path, summary)
-    return replace(result, summary_path=path)
+    write_json(result.output, "summary.json", summary)
+    return replace(result, summary_path=posixpath.join(result.output, "summary.json"))
 
 
 def recipe_path(file: str) -> Path:
@@ -177,15 +177,15 @@ def recipe_path(file: str) -> Path:
     return path
 
 
-def read_json(url: str) -> Any:
-    """A JSON file of any file system, or None where there is none."""
-    text = storage.read_text(url)
+def read_json(folder: str, name: str) -> Any:
+    """A JSON file in a folder of any file system, or None where there is none."""
+    text = Folder(folder).read_text(name)
     return None if text is None else json.loads(text)
 
 
-def write_json(url: str, value: Any) -> None:
+def write_json(folder: str, name: str, value: Any) -> None:
     """Write a JSON file; it appears under its name only when complete."""
-    storage.write_text(url, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    Folder(folder).write(name, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -201,7 +201,7 @@ def versions() -> dict[str, str]:
 
 def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: RecipeTracker) -> dict[str, Any]:
     stage, folder = recipe.stages[name], folders[name]
-    write_json(storage.join(folder, STARTED), {"key": recipe.keys[name], "options": stage.options()})
+    write_json(folder, STARTED, {"key": recipe.keys[name], "options": stage.options()})
     started = time.perf_counter()
     evaluations = [each.resolved(folders) for each in recipe.stages.values() if isinstance(each, EvaluateStage)]
     measured_on = tuple(dict.fromkeys(str(each.options()["data"]) for each in evaluations))
@@ -218,7 +218,7 @@ def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: Rec
     }
     if stage.kind == "evaluate":
         tracker.evaluated(name, stage.options(), result["metrics"])
-    write_json(storage.join(folder, DONE), marker)
+    write_json(folder, DONE, marker)
     return marker
 
 
@@ -227,15 +227,15 @@ def _clear(recipe: Recipe, redo: Sequence[str], folders: Mapping[str, str]) -> N
     if unknown:
         raise UserError(f"--redo {unknown[0]}: the recipe has no such stage: use one of {', '.join(recipe.stages)}.")
     for name in recipe.dependents(redo):
-        if storage.exists(folders[name]):
-            logger.info("Redo: %s is removed", folders[name])
-            system, path = storage.filesystem(folders[name])
-            system.rm(path, recursive=True)
+        folder = Folder(folders[name])
+        if folder.exists():
+            logger.info("Redo: %s is removed", folder.url)
+            folder.remove()
 
 
 def _refuse_other_options(recipe: Recipe, name: str, folder: str) -> None:
     for file, word in ((DONE, "done"), (STARTED, "begun")):
-        marker = read_json(storage.join(folder, file))
+        marker = read_json(folder, file)
         if marker is None or marker["key"] == recipe.keys[name]:
             continue
         changes = _changes(marker["options"], recipe.stages[name].options())

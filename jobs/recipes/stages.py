@@ -6,6 +6,7 @@ or one of ``BUILT_IN``. What a stage returns is kept in its done marker and in t
 
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -14,7 +15,6 @@ from typing import Any, ClassVar, get_type_hints
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from jobs.common.storage import join
 from jobs.training.config import Section, TrainConfig, build_config, read_yaml
 from padt.errors import UserError, look_up
 from padt.metrics.table import require_metric
@@ -91,7 +91,7 @@ class PrepareToyStage(Stage):
         from jobs.data.prepare import run_prepare_toy, set_facts
 
         manifests = run_prepare_toy(context.folder, scenes=self.scenes, heldout=self.heldout, seed=self.seed)
-        sets = {name: set_facts(join(context.folder, name), manifest) for name, manifest in manifests.items()}
+        sets = {name: set_facts(posixpath.join(context.folder, name), manifest) for name, manifest in manifests.items()}
         return {"sets": sets}
 
 
@@ -120,7 +120,7 @@ class _PrepareStage(Stage):
         """See ``jobs.data.prepare.run_prepare``."""
         from jobs.data.prepare import run_prepare, set_facts
 
-        url = join(context.folder, "data")
+        url = posixpath.join(context.folder, "data")
         return {"sets": {"data": set_facts(url, run_prepare(self.prepare_options(url)))}}
 
 

@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.common import storage
 from jobs.common.mlflow_run import TrackedRun, start_run, tracking_uri
+from pipelines.io.storage import Folder
+
+MEMORY = "recipe.json"
 
 
 class RecipeTracker:
@@ -20,9 +22,9 @@ class RecipeTracker:
     def __init__(self, name: str, experiment: str, folder: str) -> None:
         self._name = name
         self._experiment = experiment
-        self._memory = storage.join(folder, "recipe.json")
+        self._folder = Folder(folder)
         self._run: TrackedRun | None = None
-        remembered = json.loads(storage.read_text(self._memory) or "{}")
+        remembered = json.loads(self._folder.read_text(MEMORY) or "{}")
         self.run_id: str | None = remembered.get("run_id")
         self.uri: str = remembered.get("tracking_uri") or tracking_uri()
 
@@ -32,7 +34,7 @@ class RecipeTracker:
             self._run = start_run(self._experiment, self._name, run_id=self.run_id, tags={"padt.recipe": self._name})
             self.run_id, self.uri = self._run.run_id, tracking_uri()
             memory = {"run_id": self.run_id, "tracking_uri": self.uri}
-            storage.write_text(self._memory, json.dumps(memory) + "\n")
+            self._folder.write(MEMORY, json.dumps(memory) + "\n")
         return self._run.run_id
 
     def evaluated(self, stage: str, options: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

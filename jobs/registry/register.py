@@ -8,6 +8,7 @@ of data and weights, its base model and its MLflow run as tags. The alias ``cand
 import json
 import logging
 import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +30,14 @@ from jobs.common.model_reference import find_model as find_model
 from jobs.common.model_reference import resolve_model as resolve_model
 from padt.errors import UserError
 from padt.metrics.table import is_watched, require_metric
+from pipelines.io.storage import Folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
+METRICS_FILE = "metrics.json"
 CANDIDATE = "candidate"
 CHAMPION = "champion"
 _EVAL = "eval/"
@@ -234,14 +237,15 @@ def read_evaluation(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is not one.
     """
-    path = Path(folder).expanduser()
-    file = path / "metrics.json" if path.is_dir() else path
+    place = os.path.expanduser(str(folder)).rstrip("/")
+    file = place if place.endswith(".json") else posixpath.join(place, METRICS_FILE)
+    text = Folder(posixpath.dirname(file) or ".").read_text(posixpath.basename(file))
+    if text is None:
+        raise UserError(f"{place} has no metrics.json: make it with `padt evaluate MODEL DATA --out {place}`.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text)
         content["metrics"].items()
-    except FileNotFoundError as error:
-        raise UserError(f"{path} has no metrics.json: make it with `padt evaluate MODEL DATA --out {path}`.") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{file} is not an evaluation's metrics.json ({error!r}): run `padt evaluate` again."
         ) from error
@@ -250,18 +254,8 @@ def read_evaluation(folder: str | os.PathLike) -> dict[str, Any]:
 
 def _inspect(reference: str) -> tuple[str, dict[str, str]]:
     """Source to register, and its tags."""
-    if "://" in reference and not reference.startswith("file://"):
-        import fsspec
-
-        try:
-            with fsspec.open(reference.rstrip("/") + "/config.json", "rt") as handle:
-                config = json.load(handle)
-        except (OSError, ImportError, ValueError) as error:
-            raise UserError(
-                f"{reference} cannot be read as a model folder ({error}): check the address and its config.json."
-            ) from error
-        return reference.rstrip("/"), {"padt.model_type": str(config.get("model_type", ""))}
-    folder = find_model(local_path(reference)).path
+    found = find_model(reference)
+    folder = found.path
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -270,11 +264,9 @@ def _inspect(reference: str) -> tuple[str, dict[str, str]]:
         raise UserError(
             f"{folder} has no *.safetensors file, so there are no weights to register: save the model again."
         )
-    return str(folder), {
-        FINGERPRINT_TAG: fingerprint(folder),
-        LISTING_TAG: listing(folder),
-        "padt.model_type": str(config.get("model_type", "")),
-    }
+    marks = {FINGERPRINT_TAG: fingerprint(folder), "padt.model_type": str(config.get("model_type", ""))}
+    # The copy of a URL gets new times whenever it is fetched.
+    return (found.source, marks) if found.source else (str(folder), {**marks, LISTING_TAG: listing(folder)})
 
 
 def _scores(

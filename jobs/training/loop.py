@@ -3,18 +3,19 @@
 import logging
 import math
 import os
+import posixpath
 import socket
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from jobs.common import storage
+from jobs.common.model_reference import fetched
 from jobs.training import checkpoint
 from jobs.training.config import TrainConfig
 from jobs.training.deepspeed_engine import build_engine
@@ -25,6 +26,7 @@ from jobs.training.trainable import prepare_for_training, training_dtype
 from padt.data.tasks import TaskOptions
 from padt.errors import UserError
 from padt.model.losses import LOSS_TERMS, LossSettings
+from pipelines.io.storage import Folder
 from pipelines.loader.plan import Plan
 from pipelines.loader.reader import ReaderOptions, TrainingReader
 
@@ -79,6 +81,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     import ray.train.torch
 
     job: TrainJob = payload["job"]
+    # Each machine fetches a model that lies elsewhere.
+    job = replace(job, config=job.config.model_copy(update={"model": fetched(job.config.model)}))
     context = ray.train.get_context()
     rank = context.get_world_rank()
     torch.set_num_threads(job.config.threads_per_worker)
@@ -314,9 +318,11 @@ class Session:
         model = self.engine.module if weights is None else whole_model(config, weights)
         model.eval()
         if config.lora is not None:
-            adapter = storage.join(config.output, "adapter")
-            storage.publish_folder(adapter, lambda folder: save_adapter(model, self.processor, folder, config.model))
+            adapter = Folder(posixpath.join(config.output, "adapter"))
+            adapter.publish(
+                lambda folder: save_adapter(model, self.processor, folder, config.model), "adapter_config.json"
+            )
             merge(model)
-        target = storage.join(config.output, "model")
+        target = Folder(posixpath.join(config.output, "model"))
         facts = training_facts(config, self.job.plan, self.job.total_steps)
-        storage.publish_folder(target, lambda folder: save_model(model, self.processor, folder, facts=facts))
+        target.publish(lambda folder: save_model(model, self.processor, folder, facts=facts), "config.json")

@@ -9,15 +9,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from jobs.common import storage
 from jobs.common.mlflow_run import TrackedRun
 from jobs.training.meter import loss_metric
 from padt.model.losses import LOSS_TERMS
+from pipelines.io.reading import is_local
+from pipelines.io.storage import Folder
 
 logger = logging.getLogger(__name__)
 
+FILE = "metrics.jsonl"
 POLL_SECONDS = 0.5
 
 
@@ -62,19 +65,19 @@ class RunLog:
     def __init__(
         self, output: str, label: str, run: TrackedRun | None, on_record: Callable[[Record], None] | None = None
     ) -> None:
-        self._url = storage.join(output, "metrics.jsonl")
+        self._folder = Folder(output)
         self._label = label
         self._run = run
         self._on_record = on_record
-        text = storage.read_text(self._url) or ""
+        text = self._folder.read_text(FILE) or ""
         # A process killed while it wrote may leave half a line.
         self._lines = [line for line in text.splitlines() if _is_json(line)]
         self._last = max((json.loads(line)["step"] for line in self._lines), default=-1)
-        self._local = storage.is_local(output)
+        self._local = is_local(self._folder.fs)
         self._begun: tuple[float, int] | None = None
         self.latest: dict[str, float] = json.loads(self._lines[-1]) if self._lines else {}
         if self._lines:
-            storage.write_text(self._url, "\n".join(self._lines) + "\n")
+            self._folder.write(FILE, "\n".join(self._lines) + "\n")
 
     def write(self, record: Record) -> None:
         """Write one record."""
@@ -94,13 +97,14 @@ class RunLog:
     def flush(self) -> None:
         """Write the JSONL file where it cannot be appended to (object stores)."""
         if not self._local and self._lines:
-            storage.write_text(self._url, "\n".join(self._lines) + "\n")
+            self._folder.write(FILE, "\n".join(self._lines) + "\n")
 
     def _append(self, line: str) -> None:
         self._lines.append(line)
         if self._local:
-            system, path = storage.filesystem(self._url)
-            with system.open(path, "ab") as handle:
+            path = Path(self._folder.path(FILE))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as handle:
                 handle.write(line.encode("utf-8") + b"\n")
 
     def _line(self, record: Record) -> str:

@@ -2,15 +2,15 @@
 
 import json
 import logging
+import posixpath
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.common import storage
 from jobs.common.mlflow_run import TrackedRun, start_run
-from jobs.common.model_reference import resolve_model
+from jobs.common.model_reference import fetched, is_remote, resolve_model
 from jobs.common.ray_session import ray_session
 from jobs.training.config import TrainConfig
 from jobs.training.contamination import overlap_tags, warn_of_overlap
@@ -18,12 +18,16 @@ from jobs.training.metrics_log import Courier, Mailbox, Record, RunLog
 from padt.data.tasks import TaskOptions
 from padt.errors import UserError
 from pipelines.dataset.manifest import open_set
+from pipelines.io.reading import is_local
+from pipelines.io.storage import Folder
 from pipelines.loader.augment import AugmentOptions
 from pipelines.loader.batching import Batching
 from pipelines.loader.mixture import SetSpec, data_fingerprint
 from pipelines.loader.plan import Plan, make_plan
 
 logger = logging.getLogger(__name__)
+
+RUN, SUMMARY = "run.json", "train_summary.json"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
     """
     begun = time.monotonic()
     config = with_absolute_paths(config)
+    Folder(config.output).check_target()
     finished = _finished(config)
     if finished is not None:
         logger.info("%s is finished already: nothing to do", config.output)
@@ -74,7 +79,7 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
     _claim_output(config)
     timings = {"plan": time.monotonic() - begun}
-    run_id = json.loads(storage.read_text(storage.join(config.output, "run.json")) or "{}").get("run_id")
+    run_id = json.loads(Folder(config.output).read_text(RUN) or "{}").get("run_id")
     with ThreadPoolExecutor(1) as pool:
         # MLflow opens its database while Ray starts: both take seconds.
         tracked = pool.submit(_start_tracking, config, run_id) if config.tracking.enabled else None
@@ -93,17 +98,24 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """
 
     def absolute(url: str) -> str:
-        return storage.filesystem(url)[1] if storage.is_local(url) else url
+        folder = Folder(url)
+        return folder.path() if is_local(folder.fs) else url
 
     sets = [each.model_copy(update={"url": absolute(each.url)}) for each in config.data.sets]
     measured_on = [absolute(each) for each in config.data.measured_on]
     return config.model_copy(
         update={
-            "model": resolve_model(config.model) if config.model.startswith("models:") else absolute(config.model),
+            "model": _model(config.model, absolute),
             "output": absolute(config.output),
             "data": config.data.model_copy(update={"sets": sets, "measured_on": measured_on}),
         }
     )
+
+
+def _model(reference: str, absolute: Callable[[str], str]) -> str:
+    if reference.startswith("models:"):
+        return resolve_model(reference)
+    return reference if is_remote(reference) else absolute(reference)
 
 
 def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
@@ -119,7 +131,7 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
     loss_settings(config)
     if config.lora is not None:
         lora_settings(config.lora)
-    processor = load_processor(config.model)
+    processor = load_processor(fetched(config.model))
     plan = make_plan(
         _specs(config),
         seed=config.seed,
@@ -166,7 +178,7 @@ def _specs(config: TrainConfig) -> list[SetSpec]:
 
 
 def _finished(config: TrainConfig) -> TrainResult | None:
-    text = storage.read_text(storage.join(config.output, "train_summary.json"))
+    text = Folder(config.output).read_text(SUMMARY)
     if text is None:
         return None
     summary = json.loads(text)
@@ -174,7 +186,7 @@ def _finished(config: TrainConfig) -> TrainResult | None:
         raise UserError(
             f"{config.output} holds a finished run of another configuration: give another output folder, or remove it."
         )
-    if all(storage.exists(each.url) for each in config.data.sets):
+    if all(Folder(each.url).exists() for each in config.data.sets):
         # A finished run may outlive its data; where they are still there, they must be the same.
         current = data_fingerprint(_specs(config), [open_set(each.url) for each in config.data.sets])
         if current != summary["data_fingerprint"]:
@@ -183,21 +195,21 @@ def _finished(config: TrainConfig) -> TrainResult | None:
                 "remove it."
             )
     result = summary["result"]
-    return TrainResult(**{**result, "model_path": storage.join(config.output, "model"), "skipped": True})
+    return TrainResult(**{**result, "model_path": posixpath.join(config.output, "model"), "skipped": True})
 
 
 def _claim_output(config: TrainConfig) -> None:
     """Write the resolved configuration, or refuse where an unfinished run of another one lies."""
-    url = storage.join(config.output, "run.json")
-    text = storage.read_text(url)
+    folder = Folder(config.output)
+    text = folder.read_text(RUN)
     if text is not None and json.loads(text)["config_hash"] != config.result_hash():
         raise UserError(
             f"{config.output} holds an unfinished run of another configuration ({config.output}/config.yaml): set the "
             "values back to go on with it, or give another output folder, or remove it."
         )
-    storage.write_text(storage.join(config.output, "config.yaml"), config.to_yaml())
+    folder.write("config.yaml", config.to_yaml())
     if text is None:
-        storage.write_text(url, json.dumps({"config_hash": config.result_hash(), "run_id": None}))
+        folder.write(RUN, json.dumps({"config_hash": config.result_hash(), "run_id": None}))
 
 
 def _start_tracking(config: TrainConfig, run_id: str | None) -> TrackedRun:
@@ -214,7 +226,7 @@ def _start_tracking(config: TrainConfig, run_id: str | None) -> TrackedRun:
         run.log_params(config.model_dump(mode="json"))
         run.log_text(config.to_yaml(), "config.yaml")
         record = {"config_hash": config.result_hash(), "run_id": run.run_id}
-        storage.write_text(storage.join(config.output, "run.json"), json.dumps(record))
+        Folder(config.output).write(RUN, json.dumps(record))
     return run
 
 
@@ -280,7 +292,7 @@ def _fit(config: TrainConfig, job: Any) -> None:
         run_config=ray.train.RunConfig(
             # The same name and path mean: go on with what lies there.
             name="checkpoints",
-            storage_path=_storage_path(config.output),
+            storage_path=config.output,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
             callbacks=[_user_errors_end_the_run()],
@@ -293,11 +305,6 @@ def _fit(config: TrainConfig, job: Any) -> None:
         if reason is not None:
             raise reason from None
         raise
-
-
-def _storage_path(output: str) -> str:
-    system, path = storage.filesystem(output)
-    return path if storage.is_local(output) else output
 
 
 def _user_errors_end_the_run() -> Any:
@@ -340,7 +347,7 @@ def _finish(
     timings: dict[str, float],
 ) -> TrainResult:
     result = TrainResult(
-        model_path=storage.join(config.output, "model"),
+        model_path=posixpath.join(config.output, "model"),
         metrics={name: value for name, value in log.latest.items() if name != "step"},
         run_id=run.run_id if run else None,
         seconds=time.monotonic() - begun,
@@ -360,5 +367,5 @@ def _finish(
         run.set_tags({"padt.data_fingerprint": plan.mixture.fingerprint(), "padt.model": result.model_path})
         run.finish()
     # Last: this file is the sign that the run is finished.
-    storage.write_text(storage.join(config.output, "train_summary.json"), json.dumps(summary, indent=2))
+    Folder(config.output).write(SUMMARY, json.dumps(summary, indent=2))
     return result

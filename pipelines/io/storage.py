@@ -31,6 +31,8 @@ from padt.errors import UserError
 from pipelines.io.reading import is_local, reason_of, resolve, transport_errors
 
 _TEMPORARY = ".tmp-"
+# Which of an entry's values changes with its content, by file system.
+_VERSION_MARKS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,11 @@ class Folder:
         while not place.exists() and place != place.parent:
             place = place.parent
         if not place.is_dir():
-            raise UserError(f"{self.url} cannot be written: {place} is not a folder. Give another --out.")
+            raise UserError(f"{self.url} cannot be written: {place} is not a folder. Give another one as output.")
         if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(f"{self.url} cannot be written: you have no right to write in {place}. Give another --out.")
+            raise UserError(
+                f"{self.url} cannot be written: you have no right to write in {place}. Give another folder as output."
+            )
 
     def exists(self, name: str = "") -> bool:
         """Whether the file or folder is there."""
@@ -251,6 +255,20 @@ class Folder:
             raise UserError(
                 f"{self.url} cannot be written: no space is left in {where} and run the command again."
             ) from error
+
+    def download(self, folder: Path) -> None:
+        """Copy all that is in it to a local folder, which is made."""
+        self.fs.get(self.path() + "/", f"{folder}/", recursive=True)
+
+    def listing(self, endings: tuple[str, ...]) -> str:
+        """SHA-256 over names, sizes and versions (tags or times) of the files with some endings: it tells a change."""
+        self.fs.invalidate_cache()
+        digest = hashlib.sha256()
+        for path, entry in sorted(self.fs.find(self.path(), detail=True).items()):
+            if path.endswith(endings):
+                marks = (str(entry[name]) for name in _VERSION_MARKS if entry.get(name) is not None)
+                digest.update(f"{path} {entry['size']} {next(marks, '')}\n".encode())
+        return digest.hexdigest()
 
     def remove(self, name: str = "") -> None:
         """Remove a file, or a folder with all that is in it; nothing happens where it does not exist."""

@@ -68,6 +68,6 @@ def test_object_stores_get_the_jsonl_too():
     log = RunLog("memory://run-log-test", "run", None)
     log.write(Record(1, 4, {"train/loss": 1.0}))
     log.flush()
-    from jobs.common import storage
+    from pipelines.io.storage import Folder
 
-    assert storage.read_text("memory://run-log-test/metrics.jsonl") == '{"step": 1, "train/loss": 1.0}\n'
+    assert Folder("memory://run-log-test").read_text("metrics.jsonl") == '{"step": 1, "train/loss": 1.0}\n'
