@@ -76,6 +76,8 @@ class Folder:
                     f"{self.url} cannot be written ({reason_of(error)}): check the network, and your rights there."
                 ) from error
         if not is_local(self.fs):
+            if self.fs.isfile(self.path()):
+                raise UserError(f"{self.url} cannot be written: it is not a folder. Give another one as output.")
             return
         place = Path(self.path())
         while not place.exists() and place != place.parent:

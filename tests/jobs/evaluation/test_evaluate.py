@@ -181,7 +181,7 @@ def test_bad_input_is_named(mini, tiny, tmp_path):
     with pytest.raises(UserError, match="is not there"):
         run_evaluate(tmp_path / "nowhere", mini)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="is not a folder"):
         run_evaluate(tiny, mini, out_dir=tmp_path / "file")
     with pytest.raises(UserError, match="batch_size 0"):
         run_evaluate(tiny, mini, batch_size=0)
