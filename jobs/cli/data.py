@@ -38,6 +38,8 @@ def inspect(
 
     report = look(data, key, count, out, against or ())
     if key is None:
+        for said in report.alarms:
+            console.out.print(said)
         console.out.print(console.table(data, ["what", "value"], report.facts))
         for section in report.sections:
             if section.rows:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.common.progress_bar import Advance, counting, every_few_seconds
 from jobs.common.ray_session import ray_session
+from pipelines.dataset.losses import alarms
 from pipelines.dataset.manifest import Manifest
 from pipelines.prepare.run import PlanSummary, PrepareOptions, Progress, prepare
 
@@ -21,8 +22,18 @@ def run_prepare(options: PrepareOptions) -> Manifest:
     """
     with ray_session(), _quiet_ray_data(), Telling() as telling:
         manifest = prepare(options, on_read=telling.read, on_plan=telling.plan, on_progress=telling.progress)
+    tell_alarms(options.out, manifest)
     _tell_shared(options.out, manifest)
     return manifest
+
+
+def tell_alarms(out: str, manifest: Manifest) -> None:
+    """Say what must not go unnoticed: kinds that were largely lost, and what looks wrong."""
+    said = alarms(manifest)
+    for each in said:
+        logger.warning("%s: %s", out, each)
+    if said:
+        logger.warning("%s/report.html and the tables in rejected/ have the details", out.rstrip("/"))
 
 
 def _tell_shared(out: str, manifest: Manifest) -> None:

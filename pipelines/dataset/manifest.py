@@ -125,6 +125,37 @@ class ComparedSet(_Strict):
     examples: tuple[tuple[str, str], ...] = ()
 
 
+class Loss(_Strict):
+    """A kind of which a large part was rejected.
+
+    Attributes:
+        kind: one of ``pipelines.dataset.schema.REJECT_KINDS``.
+        lost: how many were rejected, without what the user wanted left out; ``of`` so many in the sources.
+        reasons: number by reason, in order of cause (``pipelines.dataset.rejects.by_cause``).
+        example: key, annotation and detail of one with the first reason.
+    """
+
+    kind: str
+    lost: int
+    of: int
+    reasons: dict[str, int]
+    example: str = ""
+
+
+class Note(_Strict):
+    """Something that looks wrong but was kept as it is.
+
+    Attributes:
+        code: one of ``pipelines.dataset.schema.NOTES``.
+        count: how often.
+        example: where, and what is there.
+    """
+
+    code: str
+    count: int
+    example: str
+
+
 class ResizeLimits(_Strict):
     """The resize policy, as stored."""
 
@@ -151,6 +182,8 @@ class Manifest(_Strict):
         exclusions: sets whose images were left out, with counts.
         compared: sets that this one was compared with, and what they share.
         duplicates: groups of keys whose images are the same, a few of them.
+        losses: kinds of which a large part was rejected.
+        notes: what looks wrong but was kept.
         plan: hash of the sources and options; a rerun with the same ones finds the set finished.
         fingerprint: hash of the content; equal for equal sets wherever they lie.
     """
@@ -169,6 +202,8 @@ class Manifest(_Strict):
     exclusions: tuple[ExcludedSet, ...] = ()
     compared: tuple[ComparedSet, ...] = ()
     duplicates: tuple[tuple[str, ...], ...] = ()
+    losses: tuple[Loss, ...] = ()
+    notes: tuple[Note, ...] = ()
     plan: str
     fingerprint: str
 

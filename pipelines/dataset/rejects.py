@@ -1,6 +1,6 @@
 """What a preparation left out, read back from ``rejected/`` and ``excluded/``: examples, or all of one image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest
-from pipelines.dataset.schema import EXCLUSION_REASONS, REJECT_REASONS
+from pipelines.dataset.schema import CONSEQUENCES, EXCLUSION_REASONS, REJECT_REASONS
 from pipelines.io.storage import Folder
 
 REASONS = REJECT_REASONS | EXCLUSION_REASONS
@@ -17,6 +17,11 @@ REASONS = REJECT_REASONS | EXCLUSION_REASONS
 
 _FOLDERS = ("rejected", "excluded")
 _ROWS_AT_ONCE = 65_536
+
+
+def by_cause(rejects: Mapping[str, int]) -> dict[str, int]:
+    """Reasons with their numbers: causes first, most frequent first, then what only follows from others."""
+    return dict(sorted(rejects.items(), key=lambda item: (item[0] in CONSEQUENCES, -item[1], item[0])))
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class LeftOut:
 
 
 def examples(url: str, manifest: Manifest, most: int = 3) -> list[LeftOut]:
-    """Up to ``most`` rejects of each reason, most frequent reasons first; reading stops when all are found."""
+    """Up to ``most`` rejects of each reason, reasons in order of cause; reading stops when all are found."""
     wanted = {reason: min(most, count) for reason, count in manifest.counts.rejects.items()}
     found: dict[str, list[LeftOut]] = {reason: [] for reason in wanted}
     for batch in _batches(url, "rejected") if wanted else ():
@@ -47,8 +52,27 @@ def examples(url: str, manifest: Manifest, most: int = 3) -> list[LeftOut]:
             found[reason] += [LeftOut(**row) for row in batch.take(rows).to_pylist()]
         if all(len(found[reason]) == count for reason, count in wanted.items()):
             break
-    order = sorted(wanted, key=lambda reason: (-manifest.counts.rejects[reason], reason))
-    return [each for reason in order for each in found[reason]]
+    return [each for reason in by_cause(manifest.counts.rejects) for each in found[reason]]
+
+
+def first_rejects(url: str, wanted: Iterable[tuple[str, str]]) -> dict[str, LeftOut]:
+    """The first reject of each kind with its reason, by kind; reading stops when all are found.
+
+    Args:
+        url: folder of the set.
+        wanted: pairs of kind and reason.
+    """
+    left, found = dict(wanted), {}
+    for batch in _batches(url, "rejected") if left else ():
+        for kind, reason in list(left.items()):
+            same = pc.and_(pc.equal(batch["kind"], kind), pc.equal(batch["reason"], reason))
+            rows = pc.indices_nonzero(same)[:1]
+            if len(rows):
+                found[kind] = LeftOut(**batch.take(rows).to_pylist()[0])
+                del left[kind]
+        if not left:
+            break
+    return found
 
 
 def left_out(url: str, key: str) -> list[LeftOut]:

@@ -122,6 +122,66 @@ REJECT_REASONS = {
 
 assert set(IMAGE_REASONS) <= set(REJECT_REASONS)
 
+CONSEQUENCES = ("image_rejected", "object_rejected")
+"""Reasons that have another reason behind them: what they hit was good itself."""
+
+WANTED_REASONS = ("object_fake",)
+"""Reasons that the user asked for."""
+
+LIKELY_CAUSES = {
+    "image_missing": "--images is not the folder that the file names start from, or not all pictures were downloaded",
+    "image_unreadable": "the download was cut off, or gave error pages in place of pictures: fetch those files again",
+    "image_too_large": "the pictures are scans or panoramas: shrink them, with their annotations, before preparing",
+    "image_aspect_ratio": "the pictures are strips of something larger",
+    "image_malformed": "another tool's file, whose images have no 'id' or 'file_name' in the usual form",
+    "image_outside_root": "the file names hold paths of the machine that they were written on",
+    "image_not_listed": "ids are written differently in 'images' and 'annotations', or the two are of different files",
+    "duplicate_image_id": "files were merged without numbering their images anew: objects may belong to another image",
+    "size_mismatch": "the pictures were resized after they were annotated: take the originals, or scale the boxes",
+    "annotation_malformed": "another tool's file, whose annotations lack 'id', 'image_id' or 'category_id'",
+    "duplicate_annotation_id": "files were merged, or the same annotations were written twice",
+    "category_unknown": "'category_id' is empty or a name, or 'categories' is that of another file",
+    "box_degenerate": "'bbox' is not [x, y, width, height] in pixels, or the tool wrote points and lines",
+    "box_outside_image": "'bbox' is [x0, y0, x1, y1] in place of [x, y, width, height], or the pictures were resized",
+    "mask_degenerate": "'segmentation' has another form than COCO's: [[x1, y1, x2, y2, ...], ...] in pixels",
+    "mask_damaged": "the run lengths were written by another encoder, or as base64 or a printed byte string",
+    "mask_size_mismatch": "the masks are those of resized pictures, or width and height were exchanged ('size' is "
+    "[height, width])",
+    "object_missing": "--references and --annotations do not belong together: take the instances file of the same set",
+    "caption_unfinished": "the captions were cut off at a number of letters or tokens",
+    "conversation_malformed": "the file has another layout than LLaVA's or a chat API's",
+    "role_unknown": "the conversations have turns of tools, or other names for user and assistant",
+    "roles_out_of_order": "the conversations begin with the assistant or end with the user",
+    "answer_empty": "answers were left blank, to be filled in",
+    "image_marker_mismatch": "<image> markers were dropped or doubled when the file was converted",
+    "content_unsupported": "the conversations are about videos, sounds or documents",
+}
+"""What is usually behind a reason when it hits a large part of a set."""
+
+assert set(LIKELY_CAUSES) | set(CONSEQUENCES) <= set(REJECT_REASONS)
+
+REPAIRS = {
+    "annotation_id_numbered": "the id of an annotation was text: a number that always follows from it stands for it",
+    "box_clipped": "a box stuck out of its image and was cut at the border",
+    "box_from_mask": "an object without a box got that of its mask",
+    "caption_tags_dropped": "a tag of a grounded caption led to no object and was left out",
+    "caption_tags_repaired": "a malformed tag of a grounded caption was read as it was meant",
+    "category_heading_left_out": "a category that only heads others, as Roboflow writes it, was left out",
+    "category_renamed": "a class name that is misspelt in Objects365 was put right",
+    "id_given": "a row without a usable id is called by its place in the file",
+    "id_repeated": "a row whose id an earlier one has got a number behind it",
+    "polygons_left_out": "a part of a mask had less than three usable points and was left out",
+    "size_swapped": "width and height of the annotation file were exchanged: the picture as it is shown counts",
+}
+"""What is put right on the way (a closed list), and what each repair means."""
+
+NOTES: dict[str, str] = {}
+"""What looks wrong but was neither rejected nor repaired (a closed list of codes): what it is, and what to do.
+
+Each goes on after its number and ends without a full stop: ``"boxes end beyond ...: write ..."`` is shown as
+``12 boxes end beyond ...: write .... For example ...``. What is counted is gathered by ``losses.Notes``.
+"""
+
 EXCLUSION_REASONS = {
     "same_source_id": "an excluded set holds the image with the same id of its publisher",
     "same_bytes": "an excluded set holds the very same file",

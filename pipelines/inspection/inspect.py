@@ -8,9 +8,10 @@ from PIL import Image
 
 from padt.drawing.objects import contact_sheet
 from padt.errors import UserError
+from pipelines.dataset.losses import alarms
 from pipelines.dataset.manifest import Manifest, open_set
 from pipelines.dataset.read import find_row, spread_rows
-from pipelines.dataset.rejects import LeftOut, examples, left_out
+from pipelines.dataset.rejects import LeftOut, by_cause, examples, left_out
 from pipelines.dataset.schema import REJECT_REASONS
 from pipelines.dedup.exclude import load_compared
 from pipelines.dedup.overlap import Overlap, compare, images_of
@@ -27,7 +28,8 @@ class InspectReport:
         manifest: its manifest.
         facts: name and value of what describes the set as a whole.
         kept: kind, number in the sources, kept, rejected, excluded.
-        rejects: reason, number, meaning; most frequent first.
+        alarms: what must not go unnoticed: kinds that were largely lost, and things that look wrong.
+        rejects: reason, number, meaning; in order of cause.
         classes: class and number of objects, most frequent first.
         sections: tables of all that is known, as the report has them.
         rows: the rows shown in the picture, without their image bytes.
@@ -41,6 +43,7 @@ class InspectReport:
     manifest: Manifest
     facts: list[tuple[str, str]]
     kept: list[tuple[str, int, int, int, int]]
+    alarms: list[str]
     rejects: list[tuple[str, int, str]]
     classes: list[tuple[str, int]]
     sections: list[Section] = field(repr=False)
@@ -92,7 +95,8 @@ def inspect(
         manifest=manifest,
         facts=_facts(manifest),
         kept=[(f"{each[0]}s", *each[1:]) for each in counts.by_kind()],
-        rejects=[(name, n, REJECT_REASONS[name]) for name, n in sorted(counts.rejects.items(), key=lambda x: -x[1])],
+        alarms=alarms(manifest),
+        rejects=[(name, n, REJECT_REASONS[name]) for name, n in by_cause(counts.rejects).items()],
         classes=list(manifest.statistics.get("classes", {}).items()),
         sections=describe(manifest, examples(url, manifest, 1)),
         rows=[_without_bytes(row) for row in rows],

@@ -8,6 +8,7 @@ import logging
 from PIL import Image
 
 from padt.errors import ImageError
+from pipelines.dataset.losses import alarms
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.read import spread_rows
 from pipelines.dataset.rejects import examples
@@ -33,6 +34,7 @@ th { font-weight: 600; border-bottom: 1px solid #8886 }
 .flow { display: flex; flex-wrap: wrap; gap: 0 3rem } code { overflow-wrap: anywhere }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1.2rem }
 figure { margin: 0 } img { width: 100% } p { margin: .3rem 0 } .quiet { opacity: .7 }
+.alarm { border-left: .4rem solid #d4402a; background: #d4402a22; padding: .5rem .8rem; overflow-wrap: anywhere }
 """
 
 
@@ -51,6 +53,7 @@ def write_report(url: str, manifest: Manifest) -> None:
         f"<p class=quiet>split {_text(', '.join(manifest.splits))}, fingerprint "
         f"<code>{manifest.fingerprint[:16]}</code>, padt {_text(manifest.tool_version)}, images: "
         f"{'in the shards' if manifest.images_mode == 'copy' else 'linked'}</p>",
+        *(f"<p class=alarm>{_text(said)}</p>" for said in alarms(manifest)),
         *(_section(section) for section in sections if not section.bars),
         "<div class=flow>",
         *(f"<div>{_section(section)}</div>" for section in sections if section.bars),

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.dataset.manifest import Manifest
-from pipelines.dataset.rejects import REASONS, LeftOut
+from pipelines.dataset.rejects import LeftOut, by_cause
+from pipelines.dataset.schema import REJECT_REASONS, REPAIRS
 from pipelines.dedup.overlap import SAME
 
 _MOST_CLASSES = 40
@@ -84,18 +85,15 @@ def _what_became(manifest: Manifest, rejects: Sequence[LeftOut]) -> Iterable[Sec
     yield Section(
         "Rejects by reason",
         ("reason", "number", "meaning"),
-        tuple(
-            (reason, number, REASONS[reason])
-            for reason, number in sorted(counts.rejects.items(), key=lambda item: (-item[1], item[0]))
-        ),
+        tuple((reason, number, REJECT_REASONS[reason]) for reason, number in by_cause(counts.rejects).items()),
     )
     if rejects:
         rows = tuple((each.reason, each.key, each.what, each.detail or "") for each in rejects)
         yield Section("Examples of rejects", ("reason", "image", "what", "detail"), rows)
     yield Section(
         "Repairs",
-        ("repair", "number"),
-        tuple((name.replace("_", " "), number) for name, number in sorted(counts.repairs.items()) if number),
+        ("repair", "number", "meaning"),
+        tuple((name, number, REPAIRS[name]) for name, number in sorted(counts.repairs.items()) if number),
     )
 
 

@@ -1,15 +1,20 @@
 """The end of a preparation: counts that must add up, the report, and the manifest that makes the folder a data set."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import padt
+from padt.errors import UserError
+from pipelines.dataset.losses import Notes, find_losses, loss_sentences
 from pipelines.dataset.manifest import (
+    MANIFEST_NAME,
     Category,
     ComparedSet,
     Counts,
     ExcludedSet,
+    Loss,
     Manifest,
+    Note,
     ResizeLimits,
     ShardInfo,
     SourceFile,
@@ -18,11 +23,14 @@ from pipelines.dataset.manifest import (
 from pipelines.dataset.schema import EXCLUSION_REASONS, REJECT_KINDS, SCHEMA_VERSION
 from pipelines.dedup.exclude import Exclusion
 from pipelines.dedup.overlap import SetImages, compare, duplicates, images_of
-from pipelines.inspection.report import write_report
+from pipelines.inspection.report import REPORT_NAME, write_report
 from pipelines.io.storage import Folder
 from pipelines.prepare.options import PrepareOptions
 from pipelines.prepare.plan import WORK, SetPlan
 from pipelines.prepare.shards import ShardResult, ShardTask
+
+MADE = (MANIFEST_NAME, REPORT_NAME, WORK, "shards", "rejected", "excluded")
+"""Everything that a preparation makes in its folder; the manifest first: without it the set is not there."""
 
 
 def finish(
@@ -42,6 +50,9 @@ def finish(
         results: of all shards, in order.
         exclusion: images that were left out.
         against: sets to compare the finished one with.
+
+    Raises:
+        UserError: no row is left, and an empty set was not asked for; nothing of it stays.
     """
     folder = Folder(options.out)
     shards = tuple(
@@ -49,6 +60,14 @@ def finish(
         for task, result in zip(tasks, results, strict=True)
     )
     categories = tuple(Category(number, name) for number, name in plan.categories)
+    reasons = _reasons_by_kind(plan, results)
+    counts = _counts(plan, results, reasons)
+    losses = find_losses(options.out, counts, reasons)
+    if not counts.rows and not options.allow_empty:
+        for name in MADE:
+            # Or else the same command would find the same shards again, even after its pictures are in their place.
+            folder.remove(name)
+        raise UserError(_empty(options.out, counts, losses))
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         tool_version=padt.__version__,
@@ -57,11 +76,13 @@ def finish(
         images_mode=options.images_mode,
         resize_policy=ResizeLimits(**options.policy.to_dict()),
         categories=categories,
-        counts=_counts(plan, results),
+        counts=counts,
         statistics=_statistics(results),
         sources=tuple(SourceFile(**each) for each in plan.sources),
         shards=shards,
         exclusions=_exclusions(exclusion, results),
+        losses=losses,
+        notes=_notes(plan, results),
         plan=plan.hash,
         fingerprint=fingerprint(options.policy, categories, shards, options.set_name),
     )
@@ -75,7 +96,31 @@ def finish(
     return manifest
 
 
-def _counts(plan: SetPlan, results: Sequence[ShardResult]) -> Counts:
+def _empty(out: str, counts: Counts, losses: Sequence[Loss]) -> str:
+    excluded = counts.excluded.get("image", 0)
+    said = [f"{excluded:,} images were left out by --exclude."] if excluded else []
+    said += [sentence for loss in losses for sentence in loss_sentences(loss)]
+    return " ".join([f"No row is left for {out}, so no set was made.", *said, "Mend that, or give --allow-empty."])
+
+
+def _reasons_by_kind(plan: SetPlan, results: Sequence[ShardResult]) -> dict[str, dict[str, int]]:
+    """Rejects of the whole set by kind and reason."""
+    reasons: dict[str, dict[str, int]] = {}
+    for name, count in sum((Counter(result.rejects) for result in results), Counter(plan.rejects)).items():
+        kind, _, reason = name.partition(" ")
+        reasons.setdefault(kind, {})[reason] = count
+    return reasons
+
+
+def _notes(plan: SetPlan, results: Sequence[ShardResult]) -> tuple[Note, ...]:
+    notes = Notes()
+    notes.merge(plan.notes)
+    for result in results:
+        notes.merge(result.notes)
+    return notes.notes()
+
+
+def _counts(plan: SetPlan, results: Sequence[ShardResult], reasons: Mapping[str, Mapping[str, int]]) -> Counts:
     def total(name: str, start: dict[str, int] | None = None) -> dict[str, int]:
         counter = Counter(start or {})
         for result in results:
@@ -83,7 +128,6 @@ def _counts(plan: SetPlan, results: Sequence[ShardResult]) -> Counts:
         return dict(sorted(counter.items()))
 
     kept = Counter(total("counts"))
-    rejected = total("rejected", plan.rejected)
     counts = Counts(
         rows=sum(result.rows for result in results),
         objects=kept["objects"],
@@ -92,8 +136,8 @@ def _counts(plan: SetPlan, results: Sequence[ShardResult]) -> Counts:
         captions=kept["captions"],
         conversations=kept["conversations"],
         input=plan.input,
-        rejected={kind: rejected.get(kind, 0) for kind in REJECT_KINDS},
-        rejects=total("rejects", plan.rejects),
+        rejected={kind: sum(reasons.get(kind, {}).values()) for kind in REJECT_KINDS},
+        rejects=dict(sorted(sum(map(Counter, reasons.values()), Counter()).items())),
         repairs=total("repairs", plan.repairs),
         excluded=total("excluded"),
     )

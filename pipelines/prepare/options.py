@@ -44,7 +44,8 @@ class PrepareOptions(SourceOptions):
         "Say in the report what the set shares with this prepared one; repeatable.", (), metavar="SET[:SPLIT]"
     )
     num_cpus: int | None = option("Most shards at work at once; all that Ray has if not given.", None)
-    overwrite: bool = option("Remove what is in OUT first.", False)
+    overwrite: bool = option("Replace what is in OUT.", False)
+    allow_empty: bool = option("Make the set even where no row is left.", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

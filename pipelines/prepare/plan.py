@@ -71,8 +71,9 @@ class SetPlan:
         input: what the source files hold, by kind.
         categories: ``(id, name)`` in the order of the source.
         sources: the source files, as the manifest lists them.
-        rejected, rejects: what belongs to no shard, by kind and by reason.
+        rejects: what belongs to no shard, by ``"KIND REASON"``.
         repairs: what was put right while planning.
+        notes: what looked wrong while planning, as ``pipelines.dataset.losses.Notes`` gathers it.
     """
 
     hash: str
@@ -83,9 +84,9 @@ class SetPlan:
     input: dict[str, int]
     categories: list[tuple[int, str]]
     sources: list[dict[str, Any]]
-    rejected: dict[str, int]
     rejects: dict[str, int]
     repairs: dict[str, int]
+    notes: dict[str, list[Any]]
 
 
 def locate_images(header: Header, folders: ImageFolders) -> tuple[list[PlannedImage], list[Reject]]:

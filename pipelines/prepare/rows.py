@@ -13,6 +13,7 @@ from padt.data.image import ResizePolicy
 from padt.data.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
 from padt.errors import ImageError
 from pipelines.dataset.caption_tags import ground, is_finished, tagged
+from pipelines.dataset.losses import Notes
 from pipelines.dedup.hashes import content_hash
 from pipelines.prepare.images import Measured, measure
 from pipelines.sources.base import ImageEntry, Piece, Reject, annotation_id, number_of, plain_text, whole_number
@@ -54,12 +55,14 @@ class RowResult:
     Attributes:
         row: the row as ``pipelines.dataset.schema.SHARD_SCHEMA`` stores it, or None where the image was rejected.
         rejects: what was left out.
-        repairs: what was put right, by repair.
+        repairs: what was put right, by repair (``pipelines.dataset.schema.REPAIRS``).
+        notes: what looks wrong but was kept.
     """
 
     row: dict[str, Any] | None = None
     rejects: list[Reject] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
+    notes: Notes = field(default_factory=Notes)
 
 
 class _ItemError(Exception):

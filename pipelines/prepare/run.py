@@ -15,10 +15,9 @@ from padt.errors import UserError
 from pipelines.dataset.manifest import MANIFEST_NAME, Manifest, SourceFile, open_set
 from pipelines.dataset.schema import REJECT_KINDS, SCHEMA_VERSION
 from pipelines.dedup.exclude import Exclusion, load_compared, load_exclusion
-from pipelines.inspection.report import REPORT_NAME
 from pipelines.io.reading import hash_file, is_local, transport_errors
 from pipelines.io.storage import Folder
-from pipelines.prepare.finalize import finish
+from pipelines.prepare.finalize import MADE, finish
 from pipelines.prepare.images import ImageFolders
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
 from pipelines.prepare.plan import PLAN_NAME, WORK, SetPlan, cut_shards, locate_images, plan_hash, write_groups
@@ -170,14 +169,12 @@ def _finished_set(options: PrepareOptions, folder: Folder, wanted: str) -> Manif
 
 
 def _clear(options: PrepareOptions, folder: Folder, names: Sequence[str]) -> None:
-    known = {MANIFEST_NAME, REPORT_NAME, WORK, "shards", "rejected", "excluded"}
     if not set(names) & {MANIFEST_NAME, WORK}:
         raise UserError(
             f"{options.out} holds something that is not a data set, so --overwrite does not touch it: "
             "give another --out, or empty the folder."
         )
-    # The manifest first: from here on the set is not there.
-    for name in sorted(known & set(names), key=lambda name: name != MANIFEST_NAME):
+    for name in MADE:
         folder.remove(name)
 
 
@@ -219,9 +216,9 @@ def _make_plan(options, folder: Folder, source: Source, sources: Sequence[Source
         input={kind: counts[kind] for kind in REJECT_KINDS},
         categories=[(category.id, category.name) for category in header.categories],
         sources=[each.model_dump() for each in sources],
-        rejected=dict(Counter(reject.kind for reject in rejects)),
-        rejects=dict(Counter(reject.reason for reject in rejects)),
+        rejects=dict(Counter(f"{reject.kind} {reject.reason}" for reject in rejects)),
         repairs=dict(header.repairs),
+        notes=header.notes.found,
     )
     folder.write(PLAN_NAME, json.dumps(plan.__dict__, indent=1).encode())
     return plan

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from padt.data.patches import unpack_patches
 from padt.errors import ImageError
+from pipelines.dataset.losses import Notes
 from pipelines.dataset.schema import REJECT_SCHEMA, SHARD_SCHEMA, leaf_columns
 from pipelines.dedup.exclude import Exclusion
 from pipelines.dedup.hashes import content_hash, source_id
@@ -84,9 +85,9 @@ class ShardResult:
         number: of the shard.
         rows, bytes, sha256: of the Parquet file.
         counts: kept things: ``objects``, ``objects_with_patches``, ``references``, ``captions``.
-        rejected: rejects by kind.
-        rejects: rejects by reason.
+        rejects: rejects by ``"KIND REASON"``.
         repairs: repairs by name.
+        notes: what looks wrong, as ``pipelines.dataset.losses.Notes`` gathers it.
         statistics: histograms: ``classes``, ``objects_per_image``, ``patches_per_object``.
         rejects_bytes: size of the file of rejects; None where there is none.
         excluded: what was left out with excluded images, by kind.
@@ -99,11 +100,11 @@ class ShardResult:
     bytes: int = 0
     sha256: str = ""
     counts: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
     repairs: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, Counter[str]] = field(default_factory=dict)
     rejects_bytes: int | None = None
+    notes: dict[str, list[Any]] = field(default_factory=dict)
     excluded: Counter[str] = field(default_factory=Counter)
     exclusions: Counter[str] = field(default_factory=Counter)
     excluded_bytes: int | None = None
@@ -116,7 +117,7 @@ class ShardResult:
     def from_json(cls, text: str) -> "ShardResult":
         """The result, read back."""
         content = json.loads(text)
-        for name in ("counts", "rejected", "rejects", "repairs", "excluded", "exclusions"):
+        for name in ("counts", "rejects", "repairs", "excluded", "exclusions"):
             content[name] = Counter(content[name])
         content["statistics"] = {name: Counter(values) for name, values in content["statistics"].items()}
         return cls(**content)
@@ -146,8 +147,7 @@ def write_shard(task: ShardTask) -> ShardResult:
             for rows in _batches(_rows(folder, task, result, rejects, excluded)):
                 writer.write_table(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA), row_group_size=ROW_GROUP_ROWS)
         result.bytes, result.sha256 = file.bytes, file.sha256
-    result.rejected.update(reject.kind for reject in rejects)
-    result.rejects.update(reject.reason for reject in rejects)
+    result.rejects.update(f"{reject.kind} {reject.reason}" for reject in rejects)
     if rejects:
         result.rejects_bytes = write_rejects(folder, task.rejects_path, rejects, task.context)
     if excluded:
@@ -178,7 +178,7 @@ def _rows(
     folder: Folder, task: ShardTask, result: ShardResult, rejects: list[Reject], excluded: list[Reject]
 ) -> Iterator[dict[str, Any]]:
     group = read_group(folder, task.number)
-    unwanted = task.exclusion
+    unwanted, notes = task.exclusion, Notes(result.notes)
     images = ImagesAhead(url for image in group.images for url in (image.url, *image.more) if url)
     for image in group.images:
         image_id, pieces = image.entry.image_id, group.pieces.pop(image.entry.image_id)
@@ -208,6 +208,7 @@ def _rows(
                 continue
         rejects.extend(built.rejects)
         result.repairs.update({name: count for name, count in built.repairs.items() if count})
+        notes.merge(built.notes.found)
         if built.row is not None:
             _count(built.row, result)
             yield built.row

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from pipelines.dataset.losses import Notes
 from pipelines.dataset.manifest import Category
 
 Kind = Literal["image", "object", "reference", "caption", "conversation"]
@@ -84,12 +85,14 @@ class Header:
         categories: classes in the order of the file.
         rejects: images that cannot be used.
         repairs: what was put right on the way, by repair.
+        notes: what looks wrong but was kept.
     """
 
     images: list[ImageEntry] = field(default_factory=list)
     categories: list[Category] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
+    notes: Notes = field(default_factory=Notes)
 
 
 class Source(Protocol):

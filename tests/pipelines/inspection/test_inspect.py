@@ -158,7 +158,7 @@ def test_a_set_without_rows_says_what_became_of_them(tmp_path):
     folder = write_coco(tmp_path / "raw", 2)
     for path in (folder / "images").iterdir():
         path.write_bytes(b"broken")
-    prepare_here(options_for(folder, tmp_path / "set"))
+    prepare_here(options_for(folder, tmp_path / "set", allow_empty=True))
     report = inspect(str(tmp_path / "set"))
     assert report.picture is None and report.kept[0] == ("images", 2, 0, 2, 0)
 
