@@ -8,7 +8,7 @@ is imported when it is used.
 
 import json
 import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -173,12 +173,7 @@ def save_adapter(
     modules = list(_WHOLE_MODULES)
     if any(parameter.requires_grad for parameter in model.model.visual.parameters()):
         modules.append("model.visual")
-    kept = tuple(f"{module}." for module in modules)
-    state = {
-        _PEFT_PREFIX + name.replace(f".{_NAME}.", "."): tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-        if _is_lora(name) or name.startswith(kept)
-    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model, modules).items()}
     config = model.peft_config[_NAME].to_dict()
     config |= {"base_model_name_or_path": str(base), "modules_to_save": modules, "inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
@@ -229,18 +224,21 @@ def load_adapter(model: PaDTForConditionalGeneration, path: str | os.PathLike) -
         saved = load_file(Path(path) / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The adapter {path} cannot be read ({error}): check that the folder is whole.") from error
-    found = {_model_key(key): tensor for key, tensor in saved.items()}
-    kept = tuple(f"{module}." for module in modules)
-    wanted = {n: p for n, p in model.state_dict(keep_vars=True).items() if _is_lora(n) or n.startswith(kept)}
-    wrong = [f"missing {key}" for key in sorted(wanted.keys() - found.keys())]
-    wrong += [f"unexpected {key}" for key in sorted(found.keys() - wanted.keys())]
-    wrong += [f"other shape {k}" for k in sorted(wanted.keys() & found.keys()) if wanted[k].shape != found[k].shape]
+    wanted = _state(model, modules)
+    wrong = [f"missing {_short(key)}" for key in sorted(wanted.keys() - saved.keys())]
+    wrong += [f"unexpected {_short(key)}" for key in sorted(saved.keys() - wanted.keys())]
+    both = sorted(wanted.keys() & saved.keys())
+    wrong += [f"other shape {_short(key)}" for key in both if wanted[key].shape != saved[key].shape]
     if wrong:
         shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         raise UserError(f"The adapter {path} does not fit its base model: {shown}.")
-    with torch.no_grad():
-        for key, tensor in found.items():
-            wanted[key].copy_(tensor)
+    values = {_short(key): tensor for key, tensor in saved.items()}
+    lost = _peft().set_peft_model_state_dict(model, values, adapter_name=_NAME).unexpected_keys
+    if lost:
+        raise UserError(
+            f"peft did not load {', '.join(sorted(lost)[:8])} from {path}: its version names adapters otherwise; "
+            "install the version in constraints-cpu.txt."
+        )
 
 
 def _peft() -> ModuleType:
@@ -262,9 +260,16 @@ def _is_lora(name: str) -> bool:
     return ".lora_" in name
 
 
-def _model_key(key: str) -> str:
-    """``...q_proj.lora_A.weight`` of a file -> ``...q_proj.lora_A.default.weight`` of a model."""
-    return re.sub(r"(\.lora_[A-Za-z_]+)\.", rf"\1.{_NAME}.", key.removeprefix(_PEFT_PREFIX))
+def _state(model: PaDTForConditionalGeneration, modules: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What an adapter's file holds, by the names there: adapters, and the wholly trained modules."""
+    kept = tuple(f"{module}." for module in modules)
+    state = _peft().get_peft_model_state_dict(model, adapter_name=_NAME, save_embedding_layers=False)
+    state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(kept)}
+    return {_PEFT_PREFIX + name: tensor for name, tensor in state.items()}
+
+
+def _short(key: str) -> str:
+    return key.removeprefix(_PEFT_PREFIX)
 
 
 __all__ = [

@@ -64,7 +64,7 @@ def coverage_of_box(box: Sequence[float] | np.ndarray, grid_h: int, grid_w: int)
 
 
 def foreground(coverage: np.ndarray) -> np.ndarray:
-    """Patches of which at least 1/28 is covered, bool of the same shape (the released preparation's rule)."""
+    """Coverage ``(grid_h, grid_w)`` -> bool ``(grid_h, grid_w)``: at least 1/28 is covered (the released rule)."""
     return np.asarray(coverage) >= FOREGROUND_SHARE - _ROUNDING
 
 

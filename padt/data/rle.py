@@ -149,7 +149,7 @@ def runs(rle: RLE) -> np.ndarray:
 
 
 def from_runs(lengths: np.ndarray | Sequence[int], height: int, width: int) -> dict[str, Any]:
-    """Run-length mask with compressed ``counts`` from run lengths in pixels, starting with background."""
+    """Run-length mask with compressed ``counts`` from run lengths ``(n,)`` in pixels, starting with background."""
     return {"size": [int(height), int(width)], "counts": _text_of_runs(np.asarray(lengths, dtype=np.int64))}
 
 

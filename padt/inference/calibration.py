@@ -195,7 +195,7 @@ def fit_calibration(features: np.ndarray, quality: np.ndarray, penalty: float = 
 
 
 def calibration_error(scores: np.ndarray, quality: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: mean distance of score and quality over bins of equally many objects."""
+    """Expected calibration error of ``(objects,)`` scores and qualities, over bins of equally many objects."""
     order = np.argsort(scores, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     gaps = [abs(scores[part].mean() - quality[part].mean()) * len(part) for part in parts]

@@ -203,7 +203,7 @@ def _frame(picture: Image.Image, h_vit: int, w_vit: int) -> Frame:
 
 
 def mask_rle(logits: Tensor, height: int, width: int) -> dict[str, Any]:
-    """Run-length mask of a picture's size from the decoder's mask logits."""
+    """Mask logits ``(4 h_vit, 4 w_vit)`` -> run-length mask of the picture's ``(height, width)``."""
     full = F.interpolate(logits[None, None].float(), size=(height, width), mode="bilinear", align_corners=False)
     return encode((full[0, 0] > 0).cpu().numpy())
 

@@ -7,6 +7,9 @@ then adds to the image map what the query says about it.
 Objects of an image start from the same map. What is the same for all is computed once (``SharedMaps``), and what an
 object adds goes through a small subspace (``padt.model.image_map``); only the upscaling of the masks, which is not
 linear, works on a map for each object. Objects are decoded in chunks under ``VLDecoderConfig.memory_budget_mb``.
+
+Letters in shapes: o objects of a chunk, m positions of the map (patches at first, then ViT patches), n tokens of a
+query, d width (all of them in ``padt.model.image_map``).
 """
 
 from collections.abc import Iterator
@@ -36,11 +39,11 @@ class SharedMaps:
     """What the objects of one image have in common.
 
     Attributes:
-        low_rows: ``(patches, d)``, the projected prototypes.
-        high_rows: ``(items, d)``, these and the pre-merger features, before the norm.
+        low_rows: ``(m, d)`` over the patches, the projected prototypes.
+        high_rows: ``(m, d)`` over the ViT patches, these and the pre-merger features, before the norm.
         low, high1, high2: projections of the three blocks.
-        mask: ``(items, d)``, first linear map of the mask's upscaling; None = no masks.
-        low_rotary, high_rotary: tables of the patches and of the items.
+        mask: ``(m, d)``, first linear map of the mask's upscaling; None = no masks.
+        low_rotary, high_rotary: tables of the patches and of the ViT patches, cosines and sines ``(m, e)``.
     """
 
     low_rows: Tensor
@@ -162,7 +165,7 @@ class ObjectDecoder(nn.Module):
         )
 
     def _decode(self, query: Tensor, query_mask: Tensor, shared: SharedMaps) -> tuple[Tensor, Tensor, Tensor]:
-        """Objects of one image, ``(objects, n, d)`` -> boxes, score logits, and mask cells of :meth:`_mask_logits`."""
+        """Objects of one image, ``(o, n, d)`` -> boxes, score logits, and mask cells of :meth:`_mask_logits`."""
         position = query
         budget = self._budget(query) // DENSE_VALUES
         query, image = self.low_res_transformer(
@@ -178,7 +181,7 @@ class ObjectDecoder(nn.Module):
         return boxes, scores, self._mask_logits(query[:, MASK], image, shared.mask, budget)
 
     def _mask_logits(self, mask_token: Tensor, image: ImageMap, shared: Tensor, budget: int) -> Tensor:
-        """``(objects, d)`` and a map -> ``(objects, items, 2, 2, 2, 2)``: halves a, b, then c, d."""
+        """``(o, d)`` and a map -> ``(o, m, 2, 2, 2, 2)``: halves a, b, then c, d."""
         linear, *rest = self.mask_output_upscaling1
         kernel = self.mask_output_mlp(mask_token)[:, :, None]
         parts = []

@@ -5,7 +5,10 @@ what an object has added to it goes through its small subspace (``padt.model.ima
 
 The weights with which the map reads the query are what the map is then made of, and the values that the query reads
 are summed in the subspace. So both are computed here, and fused kernels (SDPA, FlashAttention), which give neither,
-serve only the attention among the query tokens. The weights are few: heads x tokens for each position.
+serve only the attention among the query tokens. The weights are few: h x n for each position.
+
+Letters in shapes: o objects of a chunk, m positions of the map, n tokens of a query, d width, h heads, e = d / h the
+width of a head (all of them in ``padt.model.image_map``).
 """
 
 from dataclasses import dataclass
@@ -26,8 +29,8 @@ class SharedProjections:
     """Linear maps of an image's shared map, gains of the norms before them included, biases not.
 
     Attributes:
-        keys, values: for the query that reads the image, ``(items, d)`` and ``(heads, items, e)``.
-        queries: for the image that reads the query, ``(items, d)``.
+        keys, values: for the query that reads the image, ``(m, d)`` and ``(h, m, e)``.
+        queries: for the image that reads the query, ``(m, d)``.
     """
 
     keys: Tensor
@@ -47,13 +50,13 @@ class DecoderAttention(nn.Module):
         self.proj = HeadOutput(hidden_size, hidden_size)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> Tensor:
-        """Attend from ``(objects, n, d)`` to ``(objects, m, d)``; ``key_mask`` is ``(objects, m)``, True = present."""
+        """Attend from ``(o, n, d)`` to ``(o, n, d)``; ``key_mask`` is ``(o, n)``, True = present."""
         q, k, v = self.heads(self.q_proj(query)), self.heads(self.k_proj(key)), self.heads(self.v_proj(value))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None, :])
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def heads(self, rows: Tensor) -> Tensor:
-        """``(objects, n, d)`` -> ``(objects, heads, n, d / heads)``."""
+        """``(o, n, d)`` -> ``(o, h, n, e)``."""
         return rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -77,7 +80,7 @@ class TwoWayBlock(nn.Module):
         self.norm6 = RMSNorm(width, eps=1e-6)
 
     def share(self, rows: Tensor) -> SharedProjections:
-        """Project an image's shared map ``(items, d)``, once for all of its objects."""
+        """Project an image's shared map ``(m, d)``, once for all of its objects."""
         read, write = self.cross_attn_query_to_image, self.cross_attn_image_to_query
         for_keys = self.norm3(rows, normalize=False)
         return SharedProjections(
@@ -96,15 +99,15 @@ class TwoWayBlock(nn.Module):
         rotary: Rotary,
         budget: int,
     ) -> tuple[Tensor, ImageMap]:
-        """Update the query ``(objects, n, d)`` and the map of the objects' image.
+        """Update the query ``(o, n, d)`` and the map of the objects' image.
 
         Args:
-            query: tokens.
-            position: the initial query, added to queries and keys of the query side, never to values.
-            query_mask: ``(objects, n)``, True = present.
+            query: ``(o, n, d)`` tokens.
+            position: ``(o, n, d)`` the initial query, added to queries and keys of the query side, never to values.
+            query_mask: ``(o, n)``, True = present.
             image: the map before the block.
             shared: :meth:`share` of its shared part.
-            rotary: tables ``(items, e)`` of the map's positions.
+            rotary: cosines and sines ``(m, e)`` of the map's positions.
             budget: values that a dense intermediate may have.
         """
         normed = self.norm1(query)
@@ -118,7 +121,7 @@ class TwoWayBlock(nn.Module):
         return query, image.add(mixture)
 
     def _read(self, query, image: ImageMap, shared: SharedProjections, inverse_rms, rotary, budget) -> Tensor:
-        """Attention from the query to the map: ``(objects, n, d)``."""
+        """Attention from the query to the map: ``(o, n, d)``."""
         attention = self.cross_attn_query_to_image
         tokens = attention.heads(attention.q_proj(query))
         scores = _scores(image, inverse_rms, shared.keys, attention.k_proj, self.norm3, tokens, rotary, budget)
@@ -136,7 +139,7 @@ class TwoWayBlock(nn.Module):
     def _write(
         self, key, value, key_mask, image: ImageMap, shared: SharedProjections, inverse_rms, rotary, budget
     ) -> Mixture:
-        """Attention from the map to the query tokens, kept as a mixture of a few vectors."""
+        """Attention from the map to the query tokens, kept as a mixture of ``h (n - 1) + 1`` vectors."""
         attention = self.cross_attn_image_to_query
         tokens = attention.heads(attention.k_proj(key))
         scores = _scores(image, inverse_rms, shared.queries, attention.q_proj, self.norm6, tokens, rotary, budget)
@@ -165,12 +168,12 @@ def _scores(
     rotary: Rotary,
     budget: int,
 ) -> Tensor:
-    """Scaled products of tokens ``(objects, heads, n, e)`` with the rotated ``linear(norm(image))``.
+    """Scaled products of tokens ``(o, h, n, e)`` with the rotated ``linear(norm(image))``.
 
     Rotating is linear: instead of the rows' halves those of the few tokens are exchanged.
 
     Returns:
-        ``(objects, heads, n, items)``, fp32.
+        ``(o, h, n, m)``, fp32.
     """
     tokens = tokens.float() * tokens.shape[-1] ** -0.5
     turned = -rotate_half(tokens)
@@ -193,6 +196,6 @@ def _scores(
 
 
 def _per_head(rows: Tensor, table: Tensor) -> Tensor:
-    """``(objects, heads, n, a)`` x ``(heads, a, b)`` -> ``(objects, heads, n, b)``: one product for all objects."""
+    """``(o, h, n, a)`` x ``(h, a, b)`` -> ``(o, h, n, b)``: one product for all objects."""
     product = rows.transpose(0, 1).flatten(1, 2) @ table
     return product.unflatten(1, (len(rows), -1)).transpose(0, 1)

@@ -1,10 +1,21 @@
 """An image's map as each object of the image sees it, without a dense map for each object.
 
 What an object adds to the map in a block is an attention over its few query tokens: at every position a mixture of the
-same ``rank = heads x (tokens - 1) + 1`` vectors. A linear map ``W`` of the sum is therefore ``W`` of the shared map,
+same ``k = h (n - 1) + 1`` vectors. A linear map ``W`` of the sum is therefore ``W`` of the shared map,
 computed once for the image, plus ``W`` of these few vectors, mixed again: exactly, and with a tenth of the work. RMS
 norms fit in, since they scale each position by one number: ``W norm(x) = W (g x) / rms(x)``; and a squared length is
 that of the shared part, plus products of the vectors with it and with each other.
+
+Letters in shapes, here and in the decoder:
+
+    o   objects of a chunk; 1 where no object has added anything yet
+    m   positions of the map ("items"): patches in the first block, ViT patches in the two others
+    n   tokens of a query: box, score, mask, and the VRTs of the object
+    d   width of the decoder
+    h   heads; e = d / h, the width of a head
+    k   vectors that a mixture is made of: h (n - 1) + 1 of each block that has added some, or h e + 1 if that is less
+    q   rows that read the map: h n
+    r   positions of a finer map to one of this map
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +39,7 @@ class RMSNorm(Qwen2_5_VLRMSNorm):
         return super().forward(rows) if normalize else self.weight * rows
 
     def inverse_rms(self, image: "ImageMap") -> Tensor:
-        """What the positions of a map are multiplied with, ``(objects or 1, items)``, fp32."""
+        """What the positions of a map are multiplied with, ``(o or 1, m)``, fp32."""
         return torch.rsqrt(image.squares.clamp(min=0) / image.shared.shape[1] + self.variance_epsilon)
 
 
@@ -46,7 +57,7 @@ class HeadOutput(Projection):
     """The output projection of an attention: its input is the heads, one after the other."""
 
     def forward(self, rows: Tensor | None, bias: bool = True, by_head: bool = False) -> Tensor:
-        """``(..., in)`` -> ``(..., out)``; by head, without bias: ``(o, heads, n, in / heads)`` -> ``(..., out)``."""
+        """``(..., in)`` -> ``(..., out)``; by head, without bias: ``(o, h, n, e)`` -> ``(o, h, n, out)``."""
         if rows is None or not by_head:
             return super().forward(rows, bias)
         return torch.einsum("ohne,dhe->ohnd", rows, self.weight.unflatten(1, (rows.shape[1], -1)))
@@ -56,7 +67,7 @@ class HeadInput(Projection):
     """The value projection of an attention: its output is the heads, one after the other."""
 
     def forward(self, rows: Tensor | None, bias: bool = True, by_head: bool = False) -> Tensor:
-        """``(..., in)`` -> ``(..., out)``; by head, without bias: ``(o, heads, n, in)`` -> ``(..., out / heads)``."""
+        """``(..., in)`` -> ``(..., out)``; by head, without bias: ``(o, h, n, in)`` -> ``(o, h, n, e)``."""
         if rows is None or not by_head:
             return super().forward(rows, bias)
         return torch.einsum("ohnd,hed->ohne", rows, self.weight.unflatten(0, (rows.shape[1], -1)))
@@ -67,15 +78,15 @@ class Mixture:
     """What objects have added to a map: at each position a mixture of a few vectors.
 
     Attributes:
-        coefficients: ``(objects, items, rank)``.
-        vectors: ``(objects, rank, d)``.
+        coefficients: ``(o, m, k)``.
+        vectors: ``(o, k, d)``.
     """
 
     coefficients: Tensor
     vectors: Tensor
 
     def dense(self) -> Tensor:
-        """``(objects, items, d)``."""
+        """``(o, m, d)``."""
         return self.coefficients @ self.vectors
 
     def plus(self, other: "Mixture | None") -> "Mixture":
@@ -86,7 +97,7 @@ class Mixture:
         return Mixture(coefficients, torch.cat([other.vectors, self.vectors], dim=1))
 
     def pooled(self, weights: Tensor) -> Tensor:
-        """Weighted sums over the positions: ``(objects, queries, items)`` -> ``(objects, queries, d)``."""
+        """Weighted sums over the positions: ``(o, q, m)`` -> ``(o, q, d)``."""
         return (weights @ self.coefficients) @ self.vectors
 
 
@@ -95,9 +106,9 @@ class ImageMap:
     """``scale * (shared + coarse) + fine``: the map of one image for a chunk of its objects.
 
     Attributes:
-        shared: ``(items, d)``, the same for all objects.
-        start: ``(objects or 1, items)``, squared length of each position's row without ``fine``, fp32.
-        scale: ``(objects, items)``, by which a norm has multiplied, fp32; None = 1.
+        shared: ``(m, d)``, the same for all objects.
+        start: ``(o or 1, m)``, squared length of each position's row without ``fine``, fp32.
+        scale: ``(o, m)``, by which a norm has multiplied, fp32; None = 1.
         coarse: what was added before that norm, at every ``repeats`` items alike.
         fine: what was added after it.
         repeats: items to a position of ``coarse``.
@@ -115,16 +126,16 @@ class ImageMap:
 
     @classmethod
     def of_shared(cls, shared: Tensor) -> "ImageMap":
-        """A map to which no object has added anything."""
+        """A map ``(m, d)`` to which no object has added anything."""
         return cls(shared, _squares(shared)[None])
 
     def add(self, mixture: Mixture) -> "ImageMap":
-        """The map with what the objects add to it."""
+        """The map with what the objects add to it, ``(o, m, k)`` coefficients of ``(o, k, d)`` vectors."""
         return replace(self, fine=mixture.plus(self.fine), before=self, latest=mixture)
 
     @cached_property
     def squares(self) -> Tensor:
-        """``(objects or 1, items)``, squared length of each position's row, fp32."""
+        """``(o or 1, m)``, squared length of each position's row, fp32."""
         before, latest = self.before, self.latest
         if before is None or latest is None:
             return self.start
@@ -141,15 +152,15 @@ class ImageMap:
 
     @staticmethod
     def _products(left: Mixture, right: Mixture) -> Tensor:
-        """Products of a mixture with the vectors of another, ``(objects, items, rank of right)``, fp32."""
+        """Products of a mixture with the vectors of another, ``(o, m, k)`` with the k of ``right``, fp32."""
         return left.coefficients.float() @ (left.vectors.float() @ right.vectors.float().transpose(1, 2))
 
     def refined(self, finer: Tensor, repeats: int, norm: RMSNorm) -> "ImageMap":
         """``norm(repeated + finer)``, where each position of this map is repeated.
 
         Args:
-            finer: ``(items * repeats, d)``; this map's shared rows, repeated, are part of it already.
-            repeats: finer items to an item.
+            finer: ``(m r, d)``; this map's shared rows, repeated, are part of it already.
+            repeats: r, finer positions to one of this map.
             norm: applied to the sum.
         """
         assert self.fine is not None and self.coarse is None and self.scale is None
@@ -164,10 +175,10 @@ class ImageMap:
         """Weighted sums over the positions.
 
         Args:
-            weights: ``(objects, queries, items)``.
+            weights: ``(o, q, m)``.
 
         Returns:
-            The weights of the shared rows, and the sums of what was added, ``(objects, queries, d)``.
+            The weights ``(o, q, m)`` of the shared rows, and the sums ``(o, q, d)`` of what was added, None = nothing.
         """
         sums = None if self.fine is None else self.fine.pooled(weights)
         if self.scale is not None:
@@ -183,14 +194,14 @@ class ImageMap:
         """``factor * linear(map) + bias``, tile by tile.
 
         Args:
-            shared: ``(items, d)``, ``linear`` of the shared part.
+            shared: ``(m, d)``, ``linear`` of the shared part.
             linear: without bias.
             bias: ``(d,)``.
             budget: values that a tile may have.
-            factor: ``(objects or 1, items)``; None = 1.
+            factor: ``(o or 1, m)``; None = 1.
 
         Yields:
-            The positions, and ``(objects or 1, positions, d)``.
+            The positions of a tile, and their rows ``(o or 1, positions of the tile, d)``.
         """
         coarse = None if self.coarse is None else linear(self.coarse.vectors)
         fine = None if self.fine is None else linear(self.fine.vectors)
@@ -211,7 +222,7 @@ class ImageMap:
             yield tile, rows
 
     def rows(self) -> Tensor:
-        """The map itself, ``(objects or 1, items, d)``; for a look inside."""
+        """The map itself, ``(o or 1, m, d)``; for a look inside."""
         tiles = self.projected(self.shared, lambda rows: rows, torch.zeros_like(self.shared[0]), self.shared.numel())
         return torch.cat([rows for _, rows in tiles], dim=1)
 
@@ -221,7 +232,7 @@ def _squares(rows: Tensor) -> Tensor:
 
 
 def _squares_of_sum(finer: Tensor, added: Tensor, repeats: int) -> Tensor:
-    """Squared lengths of ``finer + repeated added``: ``(items, d)``, ``(o, items / repeats, d)`` -> ``(o, items)``."""
+    """Squared lengths of ``finer + repeated added``: ``(m r, d)``, ``(o, m, d)`` -> ``(o, m r)``."""
     grouped = finer.unflatten(0, (-1, repeats))
     products = torch.einsum("mrd,omd->omr", grouped, added).float()
     return (_squares(grouped) + 2 * products + _squares(added)[..., None]).flatten(1)

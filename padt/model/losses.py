@@ -75,7 +75,7 @@ class LossInputs:
 
     @cached_property
     def box_losses(self) -> tuple[dict[str, Tensor], Tensor]:
-        """See ``box_losses``; the box's and the score's term share it."""
+        """Parts, scalars, and GIoU ``(objects,)``: see ``box_losses``; the box's and the score's term share it."""
         return box_losses(self.boxes, self.true_boxes)
 
 
@@ -97,12 +97,12 @@ class LossTerm:
 
 
 def total_loss(inputs: LossInputs, settings: LossSettings, anchor: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to differentiate, and detached values of all terms and details by name.
+    """The loss to differentiate ``()``, and detached values ``()`` of all terms and details by name.
 
     Args:
         inputs: of one batch; ``boxes`` is empty where it has no objects.
         settings: weights.
-        anchor: zero that keeps all of the decoder's outputs in the graph, whether a term reads them or not.
+        anchor: ``()``, zero that keeps all of the decoder's outputs in the graph, whether a term reads them or not.
     """
     sums: dict[str, Tensor | float] = {"samples": 0.0, "objects": anchor}
     parts: dict[str, Tensor] = {}

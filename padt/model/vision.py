@@ -3,8 +3,8 @@
 The tower permutes 2x2 merge blocks into windows. It puts its merged features back in raster order, but leaves the
 pre-merger features and the rotary tables in window order. ``feature_order = "raster"`` puts these back too, so that
 everything lies in block-raster order: blocks row by row, inside a block its four ViT patches row by row.
-``"reference"`` keeps the window order, as the released weights were trained by code that left it
-so: an image map whose rows and rotary positions belong to other patches.
+``"reference"`` keeps the mixed orders that the released weights were trained with: pre-merger features in window order,
+beside prototypes and a mask grid that count in raster order.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,15 @@ def order_features(
     grid_thw: Tensor,
     feature_order: str,
 ) -> ImageFeatures:
-    """Bring the tower's output (features in window order, merged in raster order) into ``feature_order``."""
+    """Bring the tower's output into ``feature_order``.
+
+    Args:
+        visual: Qwen2.5-VL's vision tower.
+        last_hidden_state: ``(vit_patches, vision_hidden)``, in window order.
+        merged: ``(patches, hidden)``, in raster order.
+        grid_thw: ``(images, 3)``.
+        feature_order: ``raster`` or ``reference``.
+    """
     merge = visual.spatial_merge_size
     window_index, _ = get_vision_window_index(
         grid_thw, spatial_merge_size=merge, window_size=visual.window_size, patch_size=visual.patch_size

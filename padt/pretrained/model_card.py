@@ -12,12 +12,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData, metadata_load
+
 from padt.pretrained.config import Layout, PaDTConfig
 from padt.pretrained.hub import is_hub_id
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+_PIPELINE = "image-text-to-text"
 TAGS = ("padt", "visual-grounding", "object-detection", "referring-expression-segmentation", "image-captioning")
 # Licence of weights whose name says where they come from: identifier, name and address as the Hub has them.
 _LICENSES = (
@@ -62,7 +65,6 @@ _PLAIN_USE = (
     "biases of the base model and of the training data remain."
 )
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
-_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -156,29 +158,27 @@ def model_card(facts: ModelFacts, config: PaDTConfig, layout: Layout = "padt") -
     if facts.training:
         parts += ["## Training", _table(("setting", "value"), facts.training.items())]
     parts += ["## Scores", _scores(facts)]
-    return f"---\n{_yaml(_metadata(facts, layout))}---\n\n" + "\n\n".join(parts) + "\n"
+    return f"---\n{_metadata(facts, layout).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _metadata(facts: ModelFacts, layout: Layout) -> dict[str, Any]:
+def _metadata(facts: ModelFacts, layout: Layout) -> ModelCardData:
     plain = layout == "hub"
-    values: dict[str, Any] = {
-        "library_name": "transformers" if plain else "padt",
-        "pipeline_tag": "image-text-to-text",
-        "tags": list(TAGS[:1] if plain else TAGS),
-    }
     hub_name = (facts.base_model or "").split(" ")[0]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_name):
-        values["base_model"] = hub_name
-    values.update(_license(facts))
-    if facts.data:
-        values["datasets"] = sorted(facts.data)
-    if facts.metrics:
-        values["model-index"] = [{"name": "PaDT", "results": _results(facts.metrics)}]
-    values["padt"] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in asdict(facts).items()}
-    return values
+    results = _results(facts.metrics)
+    return ModelCardData(
+        library_name="transformers" if plain else "padt",
+        pipeline_tag=_PIPELINE,
+        tags=list(TAGS[:1] if plain else TAGS),
+        base_model=hub_name if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_name) else None,
+        datasets=sorted(facts.data) or None,
+        model_name="PaDT" if results else None,
+        eval_results=results or None,
+        padt={key: dict(value) if isinstance(value, Mapping) else value for key, value in asdict(facts).items()},
+        **_license(facts),
+    )
 
 
-def _license(facts: ModelFacts) -> dict[str, str]:
+def _license(facts: ModelFacts) -> dict[str, Any]:
     if facts.license:
         return {"license": facts.license}
     for prefix, values in _LICENSES:
@@ -198,21 +198,13 @@ def _license_note(facts: ModelFacts) -> str:
     )
 
 
-def _results(metrics: Mapping[str, float]) -> list[dict[str, Any]]:
-    results: dict[str, dict[str, Any]] = {}
+def _results(metrics: Mapping[str, float]) -> list[EvalResult]:
+    results = []
     for key, value in sorted(metrics.items()):
-        _, _, rest = key.rpartition("eval/")
-        data, _, metric = rest.rpartition("/")
-        entry = results.setdefault(
-            data,
-            {
-                "task": {"type": "image-text-to-text"},
-                "dataset": {"type": data or "unknown", "name": data or "unknown"},
-                "metrics": [],
-            },
-        )
-        entry["metrics"].append({"type": metric, "value": float(value)})
-    return list(results.values())
+        data, _, metric = key.rpartition("eval/")[2].rpartition("/")
+        data = data or "unknown"
+        results.append(EvalResult(_PIPELINE, data, data, metric, float(value)))
+    return results
 
 
 def _scores(facts: ModelFacts) -> str:
@@ -233,22 +225,14 @@ def _cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _yaml(values: dict[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
 def _front_matter(card: Path) -> dict[str, Any]:
     import yaml
 
     if not card.is_file():
         return {}
     try:
-        found = _FRONT.match(card.read_text(encoding="utf-8"))
-        values = yaml.safe_load(found[1]) if found else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return metadata_load(card) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
         # A training must not fail at its end over the card of its base.
         logger.warning("%s cannot be read and is passed over (%s)", card, error)
         return {}
-    return values if isinstance(values, dict) else {}

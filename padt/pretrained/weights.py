@@ -195,7 +195,7 @@ def check_weights(
 
 
 def read_tensor(tensor: StoredTensor) -> torch.Tensor:
-    """The values of a stored tensor."""
+    """The values of a stored tensor, of its ``shape``."""
     with safe_open(tensor.file, framework="pt") as handle:
         return handle.get_tensor(tensor.name)
 

@@ -80,7 +80,7 @@ class SetIndex:
         return len(self.row)
 
     def items(self, task: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and item numbers of all samples of a task: two int32 arrays of equal length, rows ascending."""
+        """Rows and item numbers of all samples of a task: int32 ``(samples,)`` both, rows ascending."""
         rows = np.arange(len(self), dtype=np.int32)
         if task in ("detect", "chat"):
             rows = rows[(self.turns > 0) == (task == "chat")]
@@ -203,7 +203,7 @@ def flat(column: pa.ChunkedArray) -> Any:
 
 
 def counts(lists: pa.ListArray) -> np.ndarray:
-    """Length of each list, 0 for none."""
+    """Length of each list, 0 for none, ``(lists,)``."""
     return np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
 
 
@@ -215,7 +215,10 @@ def sums(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def positions(sizes: np.ndarray) -> np.ndarray:
-    """Position of each entry inside its group, for groups of the given sizes: ``[2, 3] -> [0, 1, 0, 1, 2]``."""
+    """Sizes ``(groups,)`` -> position of each entry inside its group, int32 ``(sum(sizes),)``.
+
+    ``[2, 3] -> [0, 1, 0, 1, 2]``.
+    """
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
     return (np.arange(total) - np.repeat(ends - sizes, sizes)).astype(np.int32)

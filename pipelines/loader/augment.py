@@ -60,14 +60,14 @@ class AugmentOptions:
             raise UserError(f"augment.crop_area is {list(self.crop_area)}: give [low, high] with 0 < low <= high <= 1.")
 
     def scales(self, draws: np.ndarray) -> np.ndarray:
-        """Factors of pictures' sides for uniform draws in [0, 1): doubling is as likely as halving."""
+        """Uniform draws ``(n,)`` in [0, 1) -> factors ``(n,)`` of pictures' sides: doubling is as likely as halving."""
         low, high = (math.log(value) for value in self.scale)
         return np.exp(low + (high - low) * draws)
 
     def largest_grid(
         self, grid_h: np.ndarray, grid_w: np.ndarray, scales: np.ndarray, policy: ResizePolicy
     ) -> np.ndarray:
-        """Most patches that a view of pictures with these grids can have at these scales, arrays of equal shape."""
+        """Most patches that a view of pictures with these grids can have at these scales, all ``(n,)``."""
         if self.scale == (1.0, 1.0) and not self.crop:
             return grid_h * grid_w
         # A side of g patches is up to g + 1/2 patches long before rounding, here as at the new scale.

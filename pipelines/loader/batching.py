@@ -32,7 +32,7 @@ class Batching:
             raise UserError("data.batching has no budget: give max_tokens or max_patches, or leave the section out.")
 
     def fits(self, tokens: np.ndarray, patches: np.ndarray) -> np.ndarray:
-        """Which samples fit into a batch at all, bool of the same shape."""
+        """Tokens and patches ``(samples,)`` -> which samples fit into a batch at all, bool ``(samples,)``."""
         fits = np.ones(len(tokens), dtype=bool)
         if self.max_tokens is not None:
             fits &= tokens <= self.max_tokens
@@ -61,7 +61,7 @@ class EpochBatches:
         return len(self.turn)
 
     def part(self, place: int, rank: int) -> np.ndarray:
-        """Samples of one rank in the global batch at a place of the epoch."""
+        """Samples of one rank in the global batch at a place of the epoch, ``(samples of the rank,)``."""
         number = int(self.turn[place]) * self.world_size + rank
         return self.order[self.edges[number] : self.edges[number + 1]]
 
@@ -159,7 +159,10 @@ def fixed_batches(
     window: int = 32,
     last: LastBatch = "fill",
 ) -> EpochBatches:
-    """Batches of ``batch_size`` samples for each rank: ``pipelines.loader.shuffle.epoch_batches``, cut into parts."""
+    """Batches of ``batch_size`` samples for each rank: ``pipelines.loader.shuffle.epoch_batches``, cut into parts.
+
+    ``sizes`` is ``(samples,)``.
+    """
     table = epoch_batches(sizes, batch_size * world_size, seed, epoch, window=window, last=last)
     parts = [rank_part(batch, rank, world_size) for batch in table for rank in range(world_size)]
     order = np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -61,7 +61,7 @@ class TextLine:
         return cls(slope, float(max(0.0, (tokens - slope * size).max())))
 
     def tokens(self, size: np.ndarray, texts: np.ndarray | int = 1) -> np.ndarray:
-        """Tokens of so many bytes in so many texts, int64."""
+        """Tokens of ``(n,)`` bytes in ``(n,)`` texts, int64 ``(n,)``."""
         return np.ceil(self.slope * size + self.offset * texts).astype(np.int64)
 
 

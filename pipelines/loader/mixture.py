@@ -98,7 +98,7 @@ class Samples:
         return len(self.row)
 
     def take(self, kept: np.ndarray) -> "Samples":
-        """Some of the samples, by mask or by number."""
+        """Some of the samples, by a bool mask ``(count,)`` or by numbers ``(kept,)``."""
         scale = self.scale[kept] if self.scale is not None else None
         return Samples(self.set[kept], self.task[kept], self.row[kept], self.items[kept], self.repeat[kept], scale)
 

@@ -173,7 +173,7 @@ class EncodeBatches:
         self._rank = rank
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
-        """Batch numbers ``item`` -> one row of ``_BLOCK`` for each sample of the batches."""
+        """Batch numbers ``item``, ``(batches,)`` -> one row of ``_BLOCK`` for each sample of the batches."""
         rows: list[tuple[int, int, float, bytes, str | None]] = []
         for number in block["item"].tolist():
             try:

@@ -75,5 +75,5 @@ def epoch_batches(
 
 
 def rank_part(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """Samples of one rank in a global batch: every ``world_size``-th, so that ranks get equal sizes of image."""
+    """One rank's samples of a global batch ``(n,)``: every ``world_size``-th, so that ranks get like sizes of image."""
     return batch[rank::world_size]
