@@ -205,10 +205,6 @@ def read_chat(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[Turn, ...], 
     return tuple(turns), tuple(images)
 
 
-def _turn(role: Role, text: str) -> Turn:
-    return Turn(role, tuple(_marked(text)) if role == "user" else (text,))
-
-
 def _part(part: Any, number: int) -> tuple[str, Any]:
     if isinstance(part, str):
         return "text", part
