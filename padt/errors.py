@@ -56,3 +56,14 @@ def suggestion(name: object, known: Iterable[str]) -> str:
     names = {each.lower(): each for each in known}
     near = difflib.get_close_matches(str(name).lower(), list(names), n=1, cutoff=0.5)
     return f"did you mean {names[near[0]]}?" if near else f"known are {', '.join(names.values())}."
+
+
+def check_range(key: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Make sure that an option is a finite number from ``low`` to ``high``.
+
+    Raises:
+        UserError: it is not; the message names the key.
+    """
+    if not (low <= value <= high and value < float("inf")):
+        limits = f"a number from {low} to {high}" if high < float("inf") else f"a number from {low}"
+        raise UserError(f"{key} is {value}: give {limits}.")

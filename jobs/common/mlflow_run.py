@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.common.config_tree import flatten
+
 logger = logging.getLogger(__name__)
 
 PARAM_LENGTH = 500
@@ -68,10 +70,6 @@ class TrackedRun:
     def log_text(self, text: str, name: str) -> None:
         """Store a small text as an artifact."""
         self.client.log_text(self.run_id, text, name)
-
-    def log_file(self, path: str | Path, folder: str | None = None) -> None:
-        """Store a file as an artifact."""
-        self.client.log_artifact(self.run_id, str(path), folder)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""
@@ -138,19 +136,6 @@ def _artifact_folder() -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns").as_uri()
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}, "c": [{"d": 2}]}`` -> ``{"a.b": 1, "c.0.d": 2}``."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
-            flat.update(flatten({str(i): entry for i, entry in enumerate(value)}, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def git_tags() -> dict[str, str]:

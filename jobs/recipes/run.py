@@ -27,11 +27,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jobs.common.config_tree import differences, read_yaml
 from jobs.common.ray_session import ray_session
 from jobs.recipes.records import Observer, RecipeResult, StageRecord
 from jobs.recipes.stages import BUILT_IN, EvaluateStage, Stage, StageContext, build_stage, built_in_digest, references
 from jobs.recipes.tracking import RecipeTracker
-from jobs.training.config import read_yaml
 from padt.errors import UserError
 from pipelines.io.storage import Folder
 
@@ -204,8 +204,8 @@ def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: Rec
     write_json(folder, STARTED, {"key": recipe.keys[name], "options": stage.options()})
     started = time.perf_counter()
     evaluations = [each.resolved(folders) for each in recipe.stages.values() if isinstance(each, EvaluateStage)]
-    measured_on = tuple(dict.fromkeys(str(each.options()["data"]) for each in evaluations))
-    context = StageContext(name, folder, tracker.open(), recipe.experiment, measured_on)
+    eval_sets = tuple(dict.fromkeys(str(each.options()["data"]) for each in evaluations))
+    context = StageContext(name, folder, tracker.open(), recipe.experiment, eval_sets)
     result = stage.resolved(folders).perform(context)
     marker = {
         "stage": name,
@@ -238,21 +238,12 @@ def _refuse_other_options(recipe: Recipe, name: str, folder: str) -> None:
         marker = read_json(folder, file)
         if marker is None or marker["key"] == recipe.keys[name]:
             continue
-        changes = _changes(marker["options"], recipe.stages[name].options())
+        changes = differences(marker["options"], recipe.stages[name].options())
         what = "; ".join(changes[:5]) if changes else "a stage or base model that it builds on has changed"
         raise UserError(
             f"Stage '{name}' was {word} under other options ({what}). "
             f"Keep it by giving another --output, or make it again (and what builds on it) with --redo {name}."
         )
-
-
-def _changes(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = []
-        for key in dict.fromkeys([*old, *new]):
-            found += _changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        return found
-    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 
 def _split_overrides(overrides: Sequence[str], stages: Sequence[str]) -> dict[str, list[str]]:

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, get_type_hints
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from jobs.training.config import Section, TrainConfig, build_config, read_yaml
+from jobs.common.config_tree import Section, build_config, read_yaml
+from jobs.training.config import CONFIGS, TrainConfig
 from padt.errors import UserError, look_up
 from padt.metrics.table import require_metric
 from pipelines.prepare.options import PrepareOptions
@@ -36,14 +37,14 @@ class StageContext:
         folder: where it leaves everything that it makes (any fsspec URL).
         parent_run_id: MLflow run of the recipe, or None without tracking.
         experiment: MLflow experiment of the recipe, or None without tracking.
-        measured_on: prepared sets that the recipe's evaluations measure on.
+        eval_sets: prepared sets that the recipe's evaluations measure on.
     """
 
     name: str
     folder: str
     parent_run_id: str | None = None
     experiment: str | None = None
-    measured_on: tuple[str, ...] = ()
+    eval_sets: tuple[str, ...] = ()
 
 
 class Stage(Section):
@@ -159,7 +160,9 @@ class TrainStage(Stage):
 
     def digest(self) -> str:
         """Only what shapes the weights: where checkpoints and logs go does not."""
-        return self.tree.result_hash()
+        places = [self.tree.model, *(each.url for each in self.tree.data.sets)]
+        text = json.dumps([self.tree.shaping_options(), places], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.training.train.run_train``."""
@@ -173,7 +176,7 @@ class TrainStage(Stage):
             }
         )
         data = self.tree.data.model_copy(
-            update={"measured_on": list(dict.fromkeys([*self.tree.data.measured_on, *context.measured_on]))}
+            update={"eval_sets": list(dict.fromkeys([*self.tree.data.eval_sets, *context.eval_sets]))}
         )
         result = run_train(self.tree.model_copy(update={"output": context.folder, "tracking": tracking, "data": data}))
         return {"model": result.model_path, "metrics": dict(result.metrics), "run_id": result.run_id}
@@ -296,7 +299,7 @@ def build_stage(name: str, entry: Any, source: str, overrides: Sequence[str] = (
     options = {key: value for key, value in entry.items() if key != "do"}
     if kind is TrainStage:
         file = options.pop("config", None)
-        tree = merge(read_yaml(file) if file else {}, options)
+        tree = merge(read_yaml(file, CONFIGS) if file else {}, options)
         # The recipe decides where a stage's results go.
         tree["output"] = f"${{{name}}}"
         return TrainStage(tree=build_config(TrainConfig, tree, overrides, source=where))

@@ -23,8 +23,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         zero["stage3_param_persistence_threshold"] = 10_000
     return {
         "train_micro_batch_size_per_gpu": config.batch_size,
-        "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.optimizer.clip,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "gradient_clipping": config.optimizer.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.precision == "bf16"},

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,11 @@ from jobs.training.meter import Meter, added_over_ranks, mean_losses
 from jobs.training.metrics_log import Record
 from jobs.training.optimizer import learning_rate, set_learning_rate
 from jobs.training.trainable import prepare_for_training, training_dtype
-from padt.data.tasks import TaskOptions
 from padt.errors import UserError
-from padt.model.losses import LOSS_TERMS, LossSettings
+from padt.model.losses import LOSS_TERMS
 from pipelines.io.storage import Folder
 from pipelines.loader.plan import Plan
-from pipelines.loader.reader import ReaderOptions, TrainingReader
+from pipelines.loader.reader import TrainingReader
 
 logger = logging.getLogger(__name__)
 
@@ -52,23 +51,6 @@ class TrainJob:
     warm_steps: int
     run_id: str | None = None
     mailbox: Any = None
-
-
-def loss_settings(config: TrainConfig) -> LossSettings:
-    """``LossSettings`` of a configuration.
-
-    Raises:
-        UserError: a key is unknown (names the nearest).
-    """
-    import difflib
-
-    known = [entry.name for entry in fields(LossSettings)]
-    for key in config.loss:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f": did you mean loss.{near[0]}?" if near else f": known are {', '.join(known)}."
-            raise UserError(f"Unknown key loss.{key}{hint}")
-    return LossSettings(**config.loss)
 
 
 def train_worker(payload: dict[str, Any]) -> None:
@@ -129,10 +111,10 @@ def open_reader(job: TrainJob, rank: int, step: int) -> TrainingReader:
         job.plan,
         rank,
         config.model,
-        TaskOptions(**config.task.model_dump()),
-        start=step * config.accumulation,
-        stop=job.total_steps * config.accumulation,
-        options=ReaderOptions(**config.reader.model_dump()),
+        config.task,
+        start=step * config.gradient_accumulation_steps,
+        stop=job.total_steps * config.gradient_accumulation_steps,
+        options=config.reader,
     )
 
 
@@ -173,7 +155,7 @@ class Session:
         self.engine = engine
         self.scales = scales
         self.processor = processor
-        self.settings = loss_settings(job.config)
+        self.settings = job.config.loss
         self.step = 0
         self.samples = 0
         self._grad_norm: float | None = None
@@ -211,7 +193,7 @@ class Session:
         meter = Meter()
         wait = 0.0
         for number, batch in reader:
-            boundary = (number + 1) % config.accumulation == 0
+            boundary = (number + 1) % config.gradient_accumulation_steps == 0
             self._train_batch(number, batch, boundary, meter)
             if not boundary:
                 continue
@@ -276,7 +258,7 @@ class Session:
             "perf/samples_per_s": sums["samples"] / seconds,
             "perf/tokens_per_s": sums["tokens"] / seconds,
             "perf/data_wait_frac": sums["wait_share"] / world,
-            "perf/step_seconds": seconds * self.job.config.accumulation / meter.batches,
+            "perf/step_seconds": seconds * self.job.config.gradient_accumulation_steps / meter.batches,
         }
         if norm is not None:
             metrics["train/grad_norm"] = float(norm)
@@ -284,11 +266,11 @@ class Session:
 
     def _epochs_done(self) -> float:
         plan = self.job.plan
-        epoch, place = plan.locate(self.step * self.job.config.accumulation)
+        epoch, place = plan.locate(self.step * self.job.config.gradient_accumulation_steps)
         return epoch + place / plan.batches_in(epoch)
 
     def _checkpoint(self, report: Callable[[Path, int], None]) -> None:
-        batch = self.step * self.job.config.accumulation
+        batch = self.step * self.job.config.gradient_accumulation_steps
         state = checkpoint.LoopState(
             step=self.step,
             batch=batch,

@@ -22,7 +22,7 @@ def training_facts(config: TrainConfig, plan: "Plan", steps: int) -> "ModelFacts
         data={**before.data, **{n: index.fingerprint for n, index in zip(mixture.names, mixture.indices, strict=True)}},
         training={
             "steps": steps,
-            "samples_per_step": config.batch_size * config.workers * config.accumulation,
+            "samples_per_step": config.batch_size * config.workers * config.gradient_accumulation_steps,
             "learning_rate": config.optimizer.lr,
             "precision": config.precision,
             "seed": config.seed,

@@ -6,7 +6,7 @@ import posixpath
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.common.mlflow_run import TrackedRun, start_run
@@ -15,14 +15,10 @@ from jobs.common.ray_session import ray_session
 from jobs.training.config import TrainConfig
 from jobs.training.contamination import overlap_tags, warn_of_overlap
 from jobs.training.metrics_log import Courier, Mailbox, Record, RunLog
-from padt.data.tasks import TaskOptions
+from jobs.training.run_identity import RunIdentity
 from padt.errors import UserError
-from pipelines.dataset.manifest import open_set
 from pipelines.io.reading import is_local
 from pipelines.io.storage import Folder
-from pipelines.loader.augment import AugmentOptions
-from pipelines.loader.batching import Batching
-from pipelines.loader.mixture import SetSpec, data_fingerprint
 from pipelines.loader.plan import Plan, make_plan
 
 logger = logging.getLogger(__name__)
@@ -73,21 +69,20 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
         logger.info("%s is finished already: nothing to do", config.output)
         return finished
     job_plan, total, warm = prepare_job(config)
-    if config.data.measured_on:
-        overlaps = warn_of_overlap([each.url for each in config.data.sets], config.data.measured_on)
+    if config.data.eval_sets:
+        overlaps = warn_of_overlap([each.url for each in config.data.sets], config.data.eval_sets)
         tags = {**config.tracking.tags, **overlap_tags(overlaps)}
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
-    _claim_output(config)
+    identity, run_id = _claim_output(config)
     timings = {"plan": time.monotonic() - begun}
-    run_id = json.loads(Folder(config.output).read_text(RUN) or "{}").get("run_id")
     with ThreadPoolExecutor(1) as pool:
         # MLflow opens its database while Ray starts: both take seconds.
-        tracked = pool.submit(_start_tracking, config, run_id) if config.tracking.enabled else None
+        tracked = pool.submit(_start_tracking, config, identity, run_id) if config.tracking.enabled else None
         with ray_session():
             timings["ray"] = time.monotonic() - begun - timings["plan"]
             run = tracked.result() if tracked else None
             timings["ray_and_mlflow"] = time.monotonic() - begun - timings["plan"]
-            return _train(config, job_plan, total, warm, run, begun, timings, on_record)
+            return _train(config, identity, job_plan, total, warm, run, begun, timings, on_record)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -101,13 +96,13 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         folder = Folder(url)
         return folder.path() if is_local(folder.fs) else url
 
-    sets = [each.model_copy(update={"url": absolute(each.url)}) for each in config.data.sets]
-    measured_on = [absolute(each) for each in config.data.measured_on]
+    sets = [replace(each, url=absolute(each.url)) for each in config.data.sets]
+    eval_sets = [absolute(each) for each in config.data.eval_sets]
     return config.model_copy(
         update={
             "model": _model(config.model, absolute),
             "output": absolute(config.output),
-            "data": config.data.model_copy(update={"sets": sets, "measured_on": measured_on}),
+            "data": config.data.model_copy(update={"sets": sets, "eval_sets": eval_sets}),
         }
     )
 
@@ -124,27 +119,25 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
     Raises:
         UserError: model folder or data set missing or not fitting.
     """
-    from jobs.training.loop import loss_settings
-    from jobs.training.trainable import lora_settings
+    from jobs.training.trainable import check_parameter_names
     from padt.data.processor import load_processor
 
-    loss_settings(config)
-    if config.lora is not None:
-        lora_settings(config.lora)
-    processor = load_processor(fetched(config.model))
+    model = fetched(config.model)
+    check_parameter_names(config.model_copy(update={"model": model}))
+    processor = load_processor(model)
     plan = make_plan(
-        _specs(config),
+        config.data.sets,
         seed=config.seed,
         batch_size=config.batch_size,
         world_size=config.workers,
         policy=processor.policy,
         window=config.data.window,
         last=config.data.last,
-        accumulation=config.accumulation,
-        batching=Batching(**config.data.batching.model_dump()) if config.data.batching else None,
-        augment=AugmentOptions(**config.data.augment.model_dump()) if config.data.augment else None,
+        accumulation=config.gradient_accumulation_steps,
+        batching=config.data.batching,
+        augment=config.data.augment,
         measure=processor,
-        task=TaskOptions(**config.task.model_dump()),
+        task=config.task,
     )
     for (name, task), (lost, count) in plan.skipped().items():
         logger.warning(
@@ -158,9 +151,9 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
         total = config.steps
     else:
         assert config.epochs is not None  # the configuration holds one of the two
-        total = max(1, plan.batches_until(config.epochs) // config.accumulation)
+        total = max(1, plan.batches_until(config.epochs) // config.gradient_accumulation_steps)
     # The workers get the plan with its epochs counted, and need not do it again.
-    plan.locate(total * config.accumulation)
+    plan.locate(total * config.gradient_accumulation_steps)
     warm = min(int(config.prototype_warmup.share * total), config.prototype_warmup.max_steps)
     return plan, total, warm
 
@@ -173,46 +166,44 @@ def _samples_until(plan: Plan, batches: int) -> int:
     return sum(int(view.sizes(number).sum()) for number in range(batches))
 
 
-def _specs(config: TrainConfig) -> list[SetSpec]:
-    return [SetSpec(**each.model_dump()) for each in config.data.sets]
-
-
 def _finished(config: TrainConfig) -> TrainResult | None:
     text = Folder(config.output).read_text(SUMMARY)
     if text is None:
         return None
     summary = json.loads(text)
-    if summary["config_hash"] != config.result_hash():
-        raise UserError(
-            f"{config.output} holds a finished run of another configuration: give another output folder, or remove it."
-        )
-    if all(Folder(each.url).exists() for each in config.data.sets):
-        # A finished run may outlive its data; where they are still there, they must be the same.
-        current = data_fingerprint(_specs(config), [open_set(each.url) for each in config.data.sets])
-        if current != summary["data_fingerprint"]:
-            raise UserError(
-                f"{config.output} holds a finished run on data that have changed since: give another output folder, or "
-                "remove it."
-            )
+    saved = RunIdentity.from_json(summary["identity"])
+    RunIdentity.of(config, saved).check_same(
+        saved, f"{config.output} holds a finished run", "give another output folder, or remove it."
+    )
     result = summary["result"]
     return TrainResult(**{**result, "model_path": posixpath.join(config.output, "model"), "skipped": True})
 
 
-def _claim_output(config: TrainConfig) -> None:
-    """Write the resolved configuration, or refuse where an unfinished run of another one lies."""
+def _claim_output(config: TrainConfig) -> tuple[RunIdentity, str | None]:
+    """Write the resolved configuration, or refuse where an unfinished run of another one lies.
+
+    Returns:
+        What the run is, and the MLflow run of an earlier attempt.
+    """
     folder = Folder(config.output)
-    text = folder.read_text(RUN)
-    if text is not None and json.loads(text)["config_hash"] != config.result_hash():
-        raise UserError(
-            f"{config.output} holds an unfinished run of another configuration ({config.output}/config.yaml): set the "
-            "values back to go on with it, or give another output folder, or remove it."
-        )
+    record = json.loads(folder.read_text(RUN) or "{}")
+    saved = RunIdentity.from_json(record["identity"]) if record else None
+    identity = RunIdentity.of(config, saved)
+    if saved is not None:
+        fix = "set the values back to go on with it, or give another output folder, or remove it."
+        identity.check_same(saved, f"{config.output} holds an unfinished run", fix)
     folder.write("config.yaml", config.to_yaml())
-    if text is None:
-        folder.write(RUN, json.dumps({"config_hash": config.result_hash(), "run_id": None}))
+    run_id = record.get("run_id")
+    _write_record(config, identity, run_id)
+    return identity, run_id
 
 
-def _start_tracking(config: TrainConfig, run_id: str | None) -> TrackedRun:
+def _write_record(config: TrainConfig, identity: RunIdentity, run_id: str | None) -> None:
+    record = {"identity": identity.to_json(), "run_id": run_id}
+    Folder(config.output).write(RUN, json.dumps(record, indent=1))
+
+
+def _start_tracking(config: TrainConfig, identity: RunIdentity, run_id: str | None) -> TrackedRun:
     options = config.tracking
     name = options.run_name or config.output.rstrip("/").rsplit("/", 1)[-1]
     run = start_run(
@@ -225,13 +216,13 @@ def _start_tracking(config: TrainConfig, run_id: str | None) -> TrackedRun:
     if run.run_id != run_id:
         run.log_params(config.model_dump(mode="json"))
         run.log_text(config.to_yaml(), "config.yaml")
-        record = {"config_hash": config.result_hash(), "run_id": run.run_id}
-        Folder(config.output).write(RUN, json.dumps(record))
+        _write_record(config, identity, run.run_id)
     return run
 
 
 def _train(
     config: TrainConfig,
+    identity: RunIdentity,
     plan: Plan,
     total: int,
     warm: int,
@@ -251,7 +242,7 @@ def _train(
         plan.samples_per_epoch,
         total,
         "up to " if plan.batching is not None else "",
-        config.batch_size * config.accumulation * config.workers,
+        config.batch_size * config.gradient_accumulation_steps * config.workers,
         config.workers,
         config.zero_stage,
         config.precision,
@@ -272,7 +263,7 @@ def _train(
         courier.close()
         ray.kill(mailbox)
     timings["fit"] = time.monotonic() - fitting
-    return _finish(config, plan, total, run, log, begun, timings)
+    return _finish(config, identity, plan, total, run, log, begun, timings)
 
 
 def _fit(config: TrainConfig, job: Any) -> None:
@@ -339,6 +330,7 @@ def user_error_in(error: BaseException | None, depth: int = 0) -> UserError | No
 
 def _finish(
     config: TrainConfig,
+    identity: RunIdentity,
     plan: Plan,
     total: int,
     run: TrackedRun | None,
@@ -352,11 +344,11 @@ def _finish(
         run_id=run.run_id if run else None,
         seconds=time.monotonic() - begun,
         steps=total,
-        samples=_samples_until(plan, total * config.accumulation),
+        samples=_samples_until(plan, total * config.gradient_accumulation_steps),
         timings={name: round(value, 2) for name, value in timings.items()},
     )
     summary = {
-        "config_hash": config.result_hash(),
+        "identity": identity.to_json(),
         "data_fingerprint": plan.mixture.fingerprint(),
         "samples_per_epoch": plan.samples_per_epoch,
         "left_out": {f"{name} {task}": lost for (name, task), (lost, _) in plan.skipped().items()},

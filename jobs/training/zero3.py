@@ -13,33 +13,16 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import GenerationConfig
-from transformers.initialization import no_init_weights
 
 from jobs.training.config import TrainConfig
 from jobs.training.deepspeed_engine import deepspeed_config, prepare_deepspeed
-from jobs.training.trainable import prepare_for_training, training_dtype
+from jobs.training.trainable import skeleton
 from padt.checkpoints.lora import is_adapter_folder, reset
 from padt.errors import UserError
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.weights import StoredTensor, check_weights, read_tensor, read_tensors, stored_name
 
 logger = logging.getLogger(__name__)
-
-
-def skeleton(config: TrainConfig, device: torch.device) -> PaDTForConditionalGeneration:
-    """The model of a configuration with adapters attached and parts frozen, all of it on the meta device."""
-    from padt.checkpoints.loading import resolve_attention
-    from padt.pretrained.config import load_config
-
-    model_config, _ = load_config(config.model)
-    attention = resolve_attention(config.attn_implementation, device)
-    with torch.device("meta"), no_init_weights():
-        model = PaDTForConditionalGeneration._from_config(
-            model_config, dtype=training_dtype(config), attn_implementation=attention
-        )
-    model.tie_weights()
-    prepare_for_training(model, config, empty_adapters=True)
-    return model
 
 
 def load_partitioned(config: TrainConfig, device: torch.device) -> PaDTForConditionalGeneration:

@@ -9,7 +9,6 @@ is imported when it is used.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,21 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from padt.errors import UserError, suggestion
+from padt.errors import UserError
 from padt.model.modeling import PaDTForConditionalGeneration
+from padt.model.trainable import LoraSettings, is_adapter
 from padt.pretrained.hub import new_folder, read_json
 from padt.pretrained.strict import ADAPTER_CONFIG
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-# The linear maps of a layer of the language model.
-LINEAR_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Prefixes of the parameters of each part of the model.
-PARTS = {
-    "vision": ("model.visual.",),
-    "language": ("model.language_model.", "lm_head."),
-    "prototypes": ("vis_norm.", "vis_proj."),
-    "decoder": ("vl_decoder.",),
-}
 _LAYERS = r"model\.language_model\.layers\.\d+\."
 _NAME = "default"
 _PEFT_PREFIX = "base_model.model."
@@ -41,38 +32,10 @@ _PEFT_PREFIX = "base_model.model."
 _WHOLE_MODULES = ("vis_norm", "vis_proj", "vl_decoder")
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank updates ``W + alpha / rank * B A`` of the language model's linear maps.
-
-    Attributes:
-        rank: inner width.
-        alpha: scale.
-        dropout: share of an adapter's inputs that are dropped in training.
-        targets: linear maps of each layer of the language model, of ``LINEAR_TARGETS``.
-
-    Raises:
-        UserError: a target is unknown (names the nearest), or there is none.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] = LINEAR_TARGETS
-
-    def __post_init__(self) -> None:
-        if not self.targets:
-            raise UserError(f"lora.targets is empty: name at least one of {', '.join(LINEAR_TARGETS)}.")
-        for target in self.targets:
-            if target not in LINEAR_TARGETS:
-                meant = suggestion(target, LINEAR_TARGETS)
-                raise UserError(f"lora.targets names {target!r}, which no layer of the language model has: {meant}")
-
-
 def attach(model: PaDTForConditionalGeneration, settings: LoraSettings, *, empty: bool = False) -> None:
     """Put fresh adapters into a model, in place; the model's answers do not change yet.
 
-    All other parameters stop needing gradients: ``set_trainable`` says which are trained beside the adapters.
+    All other parameters stop needing gradients: ``padt.model.trainable.freeze`` says which are trained beside them.
 
     Args:
         model: a model without adapters.
@@ -104,30 +67,9 @@ def reset(module: nn.Module) -> None:
             draw(_NAME, True)
 
 
-def set_trainable(
-    model: PaDTForConditionalGeneration,
-    *,
-    vision: bool = True,
-    language: bool = True,
-    prototypes: bool = True,
-    decoder: bool = True,
-) -> None:
-    """Say which parts are trained; adapters, where attached, always are.
-
-    Raises:
-        UserError: the language model is to be trained whole although it has adapters.
-    """
-    if language and has_adapters(model):
-        raise UserError("LoRA adapters stand in for training the language model: leave language=False.")
-    wanted = {"vision": vision, "language": language, "prototypes": prototypes, "decoder": decoder}
-    for name, parameter in model.named_parameters():
-        part = next(part for part, prefixes in PARTS.items() if name.startswith(prefixes))
-        parameter.requires_grad_(wanted[part] or _is_lora(name))
-
-
 def has_adapters(model: nn.Module) -> bool:
     """Whether LoRA adapters are attached."""
-    return any(_is_lora(name) for name, _ in model.named_parameters())
+    return any(is_adapter(name) for name, _ in model.named_parameters())
 
 
 def merge(model: PaDTForConditionalGeneration) -> PaDTForConditionalGeneration:
@@ -256,10 +198,6 @@ def _peft_layer_class() -> type:
     return BaseTunerLayer
 
 
-def _is_lora(name: str) -> bool:
-    return ".lora_" in name
-
-
 def _state(model: PaDTForConditionalGeneration, modules: Sequence[str]) -> dict[str, torch.Tensor]:
     """What an adapter's file holds, by the names there: adapters, and the wholly trained modules."""
     kept = tuple(f"{module}." for module in modules)
@@ -273,8 +211,6 @@ def _short(key: str) -> str:
 
 
 __all__ = [
-    "LINEAR_TARGETS",
-    "LoraSettings",
     "attach",
     "base_of",
     "has_adapters",
@@ -283,5 +219,4 @@ __all__ = [
     "merge",
     "reset",
     "save_adapter",
-    "set_trainable",
 ]

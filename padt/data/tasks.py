@@ -8,7 +8,7 @@ Prompts and answers are worded as the released PaDT was trained (templates: pape
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from padt.data.conversation import Group, ObjectTarget, Turn, question, read_messages
 from padt.data.patches import unpack_patches
 from padt.data.vrt import VRTRule, choose_vrts
-from padt.errors import UserError
+from padt.errors import UserError, check_range
 
 GROUNDED_TASKS = ("detect", "refer", "caption")
 TASKS = (*GROUNDED_TASKS, "chat")
@@ -84,7 +84,12 @@ class TaskOptions:
     drop_names: float = 0.5
     max_per_class: int = 50
     skip_crowd: bool = False
-    class_names: tuple[str, ...] = field(default_factory=tuple)
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_vrts", 1), ("max_names", 1), ("max_per_class", 0)):
+            check_range(f"task.{name}", getattr(self, name), least)
+        check_range("task.drop_names", self.drop_names, 0, 1)
 
 
 def detect_prompt(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from padt.errors import UserError, look_up
+from padt.errors import check_range, look_up
 
 OBJECT_EPSILON = 1e-4
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
@@ -42,10 +42,8 @@ class LossSettings:
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
             look_up("loss.weights: term", name, LOSS_TERMS)
-            if not 0 <= weight < float("inf"):
-                raise UserError(f"loss.weights.{name} is {weight}: give a number from 0.")
-        if self.chunk_rows < 1:
-            raise UserError(f"loss.chunk_rows is {self.chunk_rows}: give a number from 1.")
+            check_range(f"loss.weights.{name}", weight, 0)
+        check_range("loss.chunk_rows", self.chunk_rows, 1)
         # All of them, so that a saved configuration says what was trained on.
         weights = {name: self.weights.get(name, term.weight) for name, term in LOSS_TERMS.items()}
         object.__setattr__(self, "weights", weights)

@@ -16,7 +16,7 @@ from PIL import Image
 from padt.data.image import MAX_ASPECT_RATIO, PATCH, ResizePolicy, open_image
 from padt.data.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
 from padt.data.rle import area, bounds, crop, mirror
-from padt.errors import UserError
+from padt.errors import UserError, check_range
 from pipelines.loader.mirror_text import mirror_text
 
 Row = dict[str, Any]
@@ -52,12 +52,13 @@ class AugmentOptions:
 
     def __post_init__(self) -> None:
         for name in ("flip", "crop", "min_visible"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name} is {getattr(self, name)}: give a share from 0 to 1.")
+            check_range(f"data.augment.{name}", getattr(self, name), 0, 1)
         if not 0 < self.scale[0] <= self.scale[1] <= 8:
-            raise UserError(f"augment.scale is {list(self.scale)}: give [low, high] with 0 < low <= high <= 8.")
+            raise UserError(f"data.augment.scale is {list(self.scale)}: give [low, high] with 0 < low <= high <= 8.")
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
-            raise UserError(f"augment.crop_area is {list(self.crop_area)}: give [low, high] with 0 < low <= high <= 1.")
+            raise UserError(
+                f"data.augment.crop_area is {list(self.crop_area)}: give [low, high] with 0 < low <= high <= 1."
+            )
 
     def scales(self, draws: np.ndarray) -> np.ndarray:
         """Uniform draws ``(n,)`` in [0, 1) -> factors ``(n,)`` of pictures' sides: doubling is as likely as halving."""

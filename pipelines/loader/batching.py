@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from padt.errors import UserError
+from padt.errors import UserError, check_range
 from pipelines.loader.shuffle import LastBatch, epoch_batches, epoch_order, rank_part, stream
 
 
@@ -26,8 +26,8 @@ class Batching:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_patches"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"data.batching.{name} is {value}: give a number above 0, or leave it out.")
+            if value is not None:
+                check_range(f"data.batching.{name}", value, 1)
         if self.max_tokens is None and self.max_patches is None:
             raise UserError("data.batching has no budget: give max_tokens or max_patches, or leave the section out.")
 

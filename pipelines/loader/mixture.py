@@ -5,16 +5,14 @@ A sample is ``(set, key, task, item, repeat)``. Every draw for it comes from ``(
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from padt.data.tasks import GROUNDED_TASKS, TASKS
-from padt.errors import UserError
+from padt.errors import check_range, look_up
 from pipelines.dataset.index import SetIndex, positions
-from pipelines.dataset.manifest import Manifest
 from pipelines.loader.shuffle import stream
 
 
@@ -26,10 +24,10 @@ class SetSpec:
         url: folder of the prepared set.
         tasks: visits of each sample of a task in one epoch; a fraction visits that share, and another one next epoch.
             Empty = once each of what the set holds.
-        repeat: listings of the whole set; multiplies the visits.
+        repeat: listings of the whole set; multiplies the visits (the released Pro mix lists COCO twice).
         items_per_image: at most this many sentences or captions of an image in an epoch, in turn over the epochs.
         sentences_per_sample: up to this many sentences of an image follow each other in one conversation, for which the
-            image is encoded once.
+            image is encoded once; 1 = each alone, as released.
         negatives: share of a task's questions (``detect``, ``refer``) that ask for what is not there; see
             ``pipelines.loader.negatives``.
         augment: whether the run's augmentation applies to this set.
@@ -44,25 +42,17 @@ class SetSpec:
     augment: bool = True
 
     def __post_init__(self) -> None:
+        here = f"of the data set {self.url}"
         for task, visits in self.tasks.items():
-            if task not in TASKS:
-                raise UserError(f"Task {task!r} of the data set {self.url} is unknown: use {', '.join(TASKS)}.")
-            if not 0 <= visits < float("inf"):
-                raise UserError(f"The weight of task {task!r} of the data set {self.url} is {visits}: give 0 or more.")
+            look_up(f"Tasks {here}: task", task, dict.fromkeys(TASKS))
+            check_range(f"tasks.{task} {here}", visits, 0)
         for task, share in self.negatives.items():
-            if task not in ("detect", "refer"):
-                raise UserError(
-                    f"The data set {self.url} has negatives for task {task!r}: only 'detect' and 'refer' can ask for "
-                    "what is not there."
-                )
-            if not 0 <= share <= 1:
-                raise UserError(
-                    f"The share of negatives of task {task!r} of the data set {self.url} is {share}: give 0 to 1."
-                )
-        if self.repeat < 1 or self.sentences_per_sample < 1 or (self.items_per_image or 1) < 1:
-            raise UserError(
-                f"repeat, items_per_image and sentences_per_sample of the data set {self.url} must be at least 1."
-            )
+            # Only these can ask for what is not there.
+            look_up(f"Negatives {here}: task", task, dict.fromkeys(("detect", "refer")))
+            check_range(f"negatives.{task} {here}", share, 0, 1)
+        for name in ("repeat", "items_per_image", "sentences_per_sample"):
+            if (value := getattr(self, name)) is not None:
+                check_range(f"{name} {here}", value, 1)
 
     def of_what_is_there(self, index: SetIndex) -> "SetSpec":
         """The same with tasks: where none are named, those that the set has samples of (``chat`` if nothing else)."""
@@ -202,13 +192,8 @@ class Mixture:
 
     def fingerprint(self) -> str:
         """Hash of the content of all sets and of how they are mixed."""
-        return data_fingerprint(self.specs, self.indices)
-
-
-def data_fingerprint(specs: Sequence[SetSpec], sets: Sequence[Manifest | SetIndex]) -> str:
-    """Hash of what a mixture trains on: content of the sets (wherever they lie), tasks and repeats."""
-    tree = [[each.fingerprint, each.name, *spec.mixed] for spec, each in zip(specs, sets, strict=True)]
-    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
+        tree = [[each.fingerprint, each.name, *spec.mixed] for spec, each in zip(self.specs, self.indices, strict=True)]
+        return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
 
 
 def _visits(count: int, visits: float, seed: int, epoch: int, name: tuple[str, str]) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from padt.data.collate import EncodedSample, collate
 from padt.data.tasks import TaskOptions
-from padt.errors import ImageError, UserError
+from padt.errors import ImageError, UserError, check_range
 from pipelines.dataset.index import SetIndex
 from pipelines.io.images import read_image
 from pipelines.io.reading import is_local
@@ -52,6 +52,12 @@ class ReaderOptions:
     segment: int = 4096
     cache_bytes: int = 256 * 2**20
     memory_bytes: int = 512 * 2**20
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "batches_per_task", "prefetch", "segment"):
+            check_range(f"reader.{name}", getattr(self, name), 1)
+        for name in ("cache_bytes", "memory_bytes"):
+            check_range(f"reader.{name}", getattr(self, name), 0)
 
 
 class RowReader:

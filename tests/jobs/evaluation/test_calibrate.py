@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from jobs.common.config_tree import build_config
 from jobs.evaluation.calibrate import run_calibrate
-from jobs.training.config import TrainConfig, build_config
+from jobs.training.config import TrainConfig
 from jobs.training.loop import load_for_training
 from padt.errors import UserError
 from padt.pretrained.config import PaDTConfig

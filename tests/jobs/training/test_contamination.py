@@ -46,19 +46,19 @@ def test_clean_sets_and_sets_that_are_not_there_are_no_reason_to_shout(train_set
     assert overlap_tags([]) == {"padt.leaked_images": "0", "padt.overlap": "none"}
 
 
-def test_what_a_model_is_measured_on_does_not_change_what_it_is():
+def test_what_a_model_is_eval_sets_does_not_change_what_it_is():
     plain, measured = (
         load_config("toy_finetune"),
-        load_config("toy_finetune", ["data.measured_on=[runs/toy/prepare/val]"]),
+        load_config("toy_finetune", ["data.eval_sets=[runs/toy/prepare/val]"]),
     )
-    assert measured.data.measured_on == ["runs/toy/prepare/val"] and plain.result_hash() == measured.result_hash()
+    assert measured.data.eval_sets == ["runs/toy/prepare/val"] and plain.shaping_options() == measured.shaping_options()
 
 
 def test_trainings_of_a_recipe_know_what_its_evaluations_measure_on(tmp_path, monkeypatch):
     told: list[tuple[str, ...]] = []
 
     def perform(stage: TrainStage, context: StageContext) -> dict[str, Any]:
-        told.append(context.measured_on)
+        told.append(context.eval_sets)
         return {}
 
     monkeypatch.setattr(TrainStage, "perform", perform)

@@ -8,7 +8,8 @@ import signal
 import pytest
 import torch
 
-from jobs.training.config import TrainConfig, build_config
+from jobs.common.config_tree import build_config
+from jobs.training.config import TrainConfig
 from jobs.training.train import run_train
 from padt.errors import UserError
 from tests.jobs.tiny_model import write_tiny_model
@@ -129,5 +130,5 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(world, undisturbed, cap
 def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path):
     # Retrying would burn hours of GPUs on the same batch.
     with pytest.raises(UserError, match=r"loss of step \d+ is (nan|inf).*keys mini/train/\d+"):
-        run_train(config(world, tmp_path / "run", "workers=1", "optimizer.lr=1e30", "optimizer.clip=0"))
+        run_train(config(world, tmp_path / "run", "workers=1", "optimizer.lr=1e30", "optimizer.max_grad_norm=0"))
     assert not (tmp_path / "run" / "model").exists()

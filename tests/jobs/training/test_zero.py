@@ -50,7 +50,8 @@ class Batches:
 def rank_main(rank: int, port: int, model: str, url: str, folder: str) -> None:
     import torch.distributed as dist
 
-    from jobs.training.config import TrainConfig, build_config
+    from jobs.common.config_tree import build_config
+    from jobs.training.config import TrainConfig
     from jobs.training.deepspeed_engine import build_engine
     from jobs.training.loop import Session, TrainJob, load_for_training
     from padt.data.collate import collate

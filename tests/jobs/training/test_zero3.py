@@ -9,7 +9,8 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 
-from jobs.training.config import TrainConfig, build_config
+from jobs.common.config_tree import build_config
+from jobs.training.config import TrainConfig
 from jobs.training.loop import load_for_training
 from padt.checkpoints.loading import load_model
 from padt.errors import UserError

@@ -161,7 +161,8 @@ def test_a_head_that_is_stored_beside_its_embedding_is_written_once(tmp_path):
 
 def test_an_adapter_is_merged_on_the_way_out(released, tmp_path):
     pytest.importorskip("peft")
-    from padt.checkpoints.lora import LoraSettings, attach, save_adapter
+    from padt.checkpoints.lora import attach, save_adapter
+    from padt.model.trainable import LoraSettings
 
     model = padt.load_model(released, dtype="auto")
     attach(model, LoraSettings(rank=2, targets=("q_proj",)))

@@ -9,16 +9,15 @@ import torch
 
 from padt.checkpoints.loading import load_model, save_model
 from padt.checkpoints.lora import (
-    LoraSettings,
     attach,
     has_adapters,
     load_adapter,
     merge,
     save_adapter,
-    set_trainable,
 )
 from padt.data.processor import load_processor
 from padt.errors import UserError
+from padt.model.trainable import LoraSettings, freeze
 from tests.padt.model.test_modeling import batches
 from tests.padt.tiny import tiny_model
 
@@ -31,7 +30,7 @@ def adapted(tied=True, settings=SETTINGS, vision=False, steps=2):
     base = tiny_model(tied)
     model = copy.deepcopy(base).train()
     attach(model, settings)
-    set_trainable(model, vision=vision, language=False)
+    freeze(model, [] if vision else ["vision"])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.3)
     for _ in range(steps):
@@ -128,5 +127,3 @@ def test_wrong_uses_say_what_to_do(tmp_path):
     attach(model, SETTINGS)
     with pytest.raises(UserError, match="already"):
         attach(model, SETTINGS)
-    with pytest.raises(UserError, match="language=False"):
-        set_trainable(model)

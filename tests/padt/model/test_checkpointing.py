@@ -6,9 +6,10 @@ import itertools
 import pytest
 import torch
 
-from padt.checkpoints.lora import LoraSettings, attach, set_trainable
+from padt.checkpoints.lora import attach
 from padt.model.checkpointing import set_checkpointing
 from padt.model.losses import LossSettings
+from padt.model.trainable import LoraSettings, freeze
 from tests.padt.model.test_modeling import batches
 from tests.padt.tiny import tiny_model
 
@@ -51,7 +52,7 @@ def test_losses_and_gradients_are_those_without(processor, lora):
     if lora:
         # Frozen inputs of a checkpointed layer are where reentrant checkpointing loses gradients.
         attach(model, LoraSettings(rank=4))
-        set_trainable(model, vision=False, language=False)
+        freeze(model, ["vision"])
     batch = batches(processor)["objects"]
     parts, gradients, again = step(model, batch)
     assert not again
@@ -89,7 +90,7 @@ def test_ranks_with_different_data_call_the_same_modules_in_the_same_order(proce
     model = copy.deepcopy(tiny_model()).train()
     if lora:
         attach(model, LoraSettings(rank=4, dropout=0.1))
-        set_trainable(model, vision=False, language=False)
+        freeze(model, ["vision"])
     set_checkpointing(model, vision=True, language=True, decoder=True)
     calls: list[str] = []
     for name, module in model.named_modules():

@@ -219,11 +219,11 @@ def test_joined_samples_keep_their_answers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": {"refer": -1.0}}, "weight of task 'refer'.*-1"),
+        ({"tasks": {"refer": -1.0}}, "tasks.refer of the data set set is -1.0: give a number from 0"),
         ({"tasks": {"reffer": 1.0}}, "'reffer'.*unknown"),
-        ({"negatives": {"caption": 0.1}}, "only 'detect' and 'refer'"),
-        ({"negatives": {"refer": 1.5}}, "1.5: give 0 to 1"),
-        ({"sentences_per_sample": 0}, "at least 1"),
+        ({"negatives": {"caption": 0.1}}, "task 'caption' is unknown: known are detect, refer"),
+        ({"negatives": {"refer": 1.5}}, "negatives.refer of the data set set is 1.5: give a number from 0 to 1"),
+        ({"sentences_per_sample": 0}, "sentences_per_sample of the data set set is 0"),
     ],
 )
 def test_wrong_mixtures_say_what_to_change(options, message):
