@@ -17,6 +17,7 @@ from fsspec.implementations.tar import TarFileSystem
 from fsspec.implementations.zip import ZipFileSystem
 
 from padt.errors import UserError
+from pipelines.io.transport import patiently
 
 _KINDS = {"zip": ZipFileSystem, "tar": TarFileSystem}
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -84,8 +85,7 @@ def _open(kind: str, target: str) -> Archive:
         )
     try:
         fs, path = url_to_fs(target)
-        handle = fs.open(path, "rb", block_size=_BLOCK_BYTES)
-        return Archive(_KINDS[kind](fo=handle))
+        return patiently(target, lambda: Archive(_KINDS[kind](fo=fs.open(path, "rb", block_size=_BLOCK_BYTES))))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"The archive {target} is not a file: check the path.") from error
     except (zipfile.BadZipFile, tarfile.TarError, OSError, ValueError, ImportError) as error:

@@ -1,23 +1,23 @@
 """Places as fsspec knows them, opened for reading; what goes wrong is told as a sentence that names the place."""
 
 import hashlib
+import io
 import os
 import stat
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, Any
 
 import fsspec
+from fsspec.compression import compr
 from fsspec.core import url_to_fs
+from fsspec.utils import infer_compression
 
 from padt.errors import UserError
-from pipelines.io.archives import archive_url, open_archive
-
-# Tries for a file on the network, and seconds before the second one; each later one waits twice as long.
-_TRIES = 4
-_FIRST_PAUSE = 0.5
+from pipelines.io.archives import Archive, archive_url, open_archive
+from pipelines.io.transport import is_web, patiently, reason_of, transport_errors, without_keys
+from pipelines.io.web import WebFile, fetch
 
 
 def resolve(url: str) -> tuple[Any, str]:
@@ -40,16 +40,6 @@ def is_local(fs: Any) -> bool:
     return protocol in ("file", "local")
 
 
-def transport_errors() -> tuple[type[Exception], ...]:
-    """What reading and writing may raise: the system's errors, and those of the network libraries that are in use."""
-    known = (
-        ("botocore.exceptions", "BotoCoreError"),
-        ("aiohttp", "ClientError"),
-        ("google.auth.exceptions", "GoogleAuthError"),
-    )
-    return (OSError, *(getattr(sys.modules[module], name) for module, name in known if module in sys.modules))
-
-
 @contextmanager
 def reaching(url: str, what: str) -> Iterator[None]:
     """Turn what the network or the system says into a sentence that names the place.
@@ -60,14 +50,11 @@ def reaching(url: str, what: str) -> Iterator[None]:
     try:
         yield
     except transport_errors() as error:
-        cause = error.__cause__
-        # fsspec says of every file on the web that it cannot reach that it is not there.
-        unreachable = isinstance(cause, transport_errors()) and getattr(cause, "status", 0) != 404
-        if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) and not unreachable:
-            raise UserError(f"{what} {url} is not a file: check the path.") from error
-        error = cause if isinstance(cause, Exception) and unreachable else error
+        if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+            raise UserError(f"{what} {without_keys(url)} is not a file: check the path.") from error
         raise UserError(
-            f"{what} {url} cannot be read ({reason_of(error)}): check the path, the network, and your rights to it."
+            f"{what} {without_keys(url)} cannot be read ({reason_of(error)}): check the path, the network, and your "
+            "rights to it."
         ) from error
 
 
@@ -81,8 +68,8 @@ def read_file(url: str, most: int) -> bytes:
     """
     if (inside := archive_url(url)) is not None:
         archive = open_archive(inside)
-        with archive.lock, archive.fs.open(inside.inner, "rb") as handle:
-            return read_most(handle, most)
+        with archive.lock:
+            return patiently(inside.target, lambda: _read_member(archive, inside.inner, most))
     # A local name may hold what means something in a URL.
     fs, path = (None, url) if url.startswith("/") else resolve(url)
     if fs is None or is_local(fs):
@@ -92,23 +79,14 @@ def read_file(url: str, most: int) -> bytes:
             raise OSError("it is not a regular file")
         with open(path, "rb") as handle:
             return handle.read(min(most, facts.st_size))
-    pause = _FIRST_PAUSE
-    for left in reversed(range(_TRIES)):
-        try:
-            return bytes(fs.cat_file(path, start=0, end=most))[:most]
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except transport_errors() as error:
-            if 400 <= getattr(error, "status", 0) < 500:
-                raise OSError(str(error)) from error
-            if not left:
-                raise UserError(
-                    f"{url} could not be read in {_TRIES} tries ({reason_of(error)}): check the network and run the "
-                    "command again."
-                ) from error
-        time.sleep(pause)
-        pause *= 2
-    raise AssertionError("the last try returns or raises")
+    if is_web(path):
+        return fetch(fs, path, 0, most)[:most]
+    return patiently(url, lambda: bytes(fs.cat_file(path, start=0, end=most))[:most])
+
+
+def _read_member(archive: Archive, inner: str, most: int) -> bytes:
+    with archive.fs.open(inner, "rb") as handle:
+        return read_most(handle, most)
 
 
 def read_most(handle: IO[bytes], most: int) -> bytes:
@@ -130,18 +108,27 @@ def open_input(url: str, what: str) -> IO[bytes]:
     Raises:
         UserError: there is no such file, or it cannot be opened.
     """
-    fs, path = resolve(url)
+    compression = None if archive_url(url) is not None else infer_compression(without_keys(url).lower())
     with reaching(url, what):
-        if archive_url(url) is not None:
-            return fs.open(path, "rb")
-        if path.lower().endswith(".zip"):
-            _only_member(url, what)
-        return fsspec.open(url, "rb", compression="infer").open()
+        if compression == "zip":
+            return _open(_only_member(url, what))
+        if compression is None:
+            return _open(url)
+        if is_web(url):
+            return compr[compression](_open(url), mode="rb")
+        return patiently(url, fsspec.open(url, "rb", compression=compression).open)
 
 
-def _only_member(url: str, what: str) -> None:
-    """Raise where a zip given as a file holds several, since one of them has to be chosen."""
-    inside = archive_url(url, bare=True)
+def _open(url: str) -> IO[bytes]:
+    fs, path = resolve(url)
+    if is_web(path):
+        return io.BufferedReader(WebFile(fs, path), 1 << 20)
+    return patiently(url, lambda: fs.open(path, "rb"))
+
+
+def _only_member(url: str, what: str) -> str:
+    """URL of the file in a zip; raises where it holds several, since one of them has to be chosen."""
+    inside = archive_url(f"zip://::{url}")
     assert inside is not None
     members = [info["name"] for info in open_archive(inside).fs.find("", detail=True).values()]
     if len(members) != 1:
@@ -149,19 +136,14 @@ def _only_member(url: str, what: str) -> None:
         raise UserError(
             f"{what} {url} is a zip of {len(members)} files ({', '.join(members[:8])}): name one, as in {example!r}."
         )
+    return str(replace(inside, inner=members[0]))
 
 
 def hash_file(url: str, what: str) -> tuple[int, str]:
     """Size in bytes and SHA-256 of a user's file, as it lies there."""
-    fs, path = resolve(url)
     digest, size = hashlib.sha256(), 0
-    with reaching(url, what), fs.open(path, "rb") as handle:
+    with reaching(url, what), _open(url) as handle:
         while chunk := handle.read(1 << 22):
             digest.update(chunk)
             size += len(chunk)
     return size, digest.hexdigest()
-
-
-def reason_of(error: Exception) -> str:
-    """What an error says, or its kind where it says nothing."""
-    return str(error) or type(error).__name__

@@ -28,7 +28,8 @@ from typing import IO, Any
 import fsspec
 
 from padt.errors import UserError
-from pipelines.io.reading import is_local, reason_of, resolve, transport_errors
+from pipelines.io.reading import is_local, resolve
+from pipelines.io.transport import reason_of, transport_errors
 
 _TEMPORARY = ".tmp-"
 # Which of an entry's values changes with its content, by file system.

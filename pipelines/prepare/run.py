@@ -15,8 +15,9 @@ from padt.errors import UserError
 from pipelines.dataset.manifest import MANIFEST_NAME, Manifest, SourceFile, open_set
 from pipelines.dataset.schema import REJECT_KINDS, SCHEMA_VERSION
 from pipelines.dedup.exclude import Exclusion, load_compared, load_exclusion
-from pipelines.io.reading import hash_file, is_local, transport_errors
+from pipelines.io.reading import hash_file, is_local
 from pipelines.io.storage import Folder
+from pipelines.io.transport import transport_errors
 from pipelines.prepare.finalize import MADE, finish
 from pipelines.prepare.images import ImageFolders
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress

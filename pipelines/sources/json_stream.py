@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from padt.errors import UserError
-from pipelines.io.reading import open_input, transport_errors
+from pipelines.io.reading import open_input
+from pipelines.io.transport import transport_errors
 
 _CHUNK = 1 << 22
 # A broken value whose error lies further than this from the end of what was read is wrong, not cut by the buffer.

@@ -1,12 +1,9 @@
 """Images and annotations wherever they lie: folders, zip and tar files, web servers; and nothing outside them."""
 
-import functools
-import http.server
 import io
 import json
 import os
 import tarfile
-import threading
 import zipfile
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 
 from padt.errors import ImageError, UserError
 from pipelines.inspection.inspect import inspect
-from pipelines.io import reading
+from pipelines.io import reading, transport
 from pipelines.io.images import read_image
 from pipelines.io.reading import hash_file, open_input
 from pipelines.prepare.images import ImageFolders, ImagesAhead
@@ -28,6 +25,7 @@ from tests.pipelines.coco_files import (
     rows_of,
     write_coco,
 )
+from tests.pipelines.web_server import serving
 
 
 def _zipped(folder: Path, top="images") -> Path:
@@ -196,42 +194,22 @@ def test_images_fetched_ahead_are_those_that_are_asked_for():
 
 
 @pytest.fixture
-def web(tmp_path):
-    """A local web server over ``tmp_path``; its list of failures answers the next requests with these codes."""
-    failures: list[int] = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self):
-            if failures and self.path.endswith(".jpg"):
-                self.send_error(failures.pop(0))
-            else:
-                super().do_GET()
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path)), bind_and_activate=True
-    )
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", failures
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def web(tmp_path, monkeypatch):
+    """A local web server over ``tmp_path``."""
+    monkeypatch.setattr(transport, "_FIRST_PAUSE", 0.01)
+    with serving(tmp_path) as server:
+        yield server
 
 
-def test_annotations_and_images_on_the_web_are_those_of_the_folder(tmp_path, web, monkeypatch):
-    url, failures = web
-    monkeypatch.setattr(reading, "_FIRST_PAUSE", 0.01)
+def test_annotations_and_images_on_the_web_are_those_of_the_folder(tmp_path, web):
     raw = write_coco(tmp_path / "raw", count=4)
     (raw / "images" / "0003.jpg").unlink()
     local = prepare_here(options_for(raw, tmp_path / "local"))
-    failures += [503, 500]
+    web.moods += [None, 503, 500]
     remote = prepare_here(
         PrepareOptions(
-            annotations=f"{url}/raw/instances.json",
-            images=f"{url}/raw/images",
+            annotations=f"{web.url}/raw/instances.json",
+            images=f"{web.url}/raw/images",
             out=str(tmp_path / "remote"),
             rows_per_shard=3,
         )
@@ -243,21 +221,3 @@ def test_annotations_and_images_on_the_web_are_those_of_the_folder(tmp_path, web
         for out in ("local", "remote")
     ]
     assert shards[0] == shards[1]
-
-
-def test_a_network_that_fails_is_no_reason_to_reject_an_image(tmp_path, web, monkeypatch):
-    url, failures = web
-    monkeypatch.setattr(reading, "_FIRST_PAUSE", 0.01)
-    (tmp_path / "a.jpg").write_bytes(b"12345")
-    failures += [503] * 4
-    with pytest.raises(UserError, match=r"a\.jpg could not be read in 4 tries"):
-        read_image(f"{url}/a.jpg")
-    assert read_image(f"{url}/a.jpg") == b"12345"
-    failures += [403]
-    with pytest.raises(ImageError, match="403") as caught:
-        read_image(f"{url}/a.jpg")
-    assert caught.value.reason == "image_unreadable"
-    with pytest.raises(UserError, match=r"annotations .*/nothing\.json is not a file"):
-        hash_file(f"{url}/nothing.json", "The file of annotations")
-    with pytest.raises(UserError, match=r"File http://127\.0\.0\.1:9/a\.json cannot be read"):
-        hash_file("http://127.0.0.1:9/a.json", "File")
