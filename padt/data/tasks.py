@@ -73,6 +73,8 @@ class TaskOptions:
         num_vrts: VRTs per object (N_vrt of the paper); ignored by rule ``all``.
         max_names: longest class list of a detection prompt.
         drop_names: probability with which half of the absent class names are left out (released preparation: 0.5).
+        partial_lists: probability with which a detection prompt asks for some of its classes only, one as likely as
+            all, whether they are in the image or not; objects of the others are left out of the answer (released: 0).
         max_per_class: classes with more objects in the image are left out of prompt and answer (released: 50).
         skip_crowd: leave crowd regions out of answers (the released preparation keeps them).
         class_names: names that a detection prompt may ask for; the categories of the data set.
@@ -82,6 +84,7 @@ class TaskOptions:
     num_vrts: int = 5
     max_names: int = 100
     drop_names: float = 0.5
+    partial_lists: float = 0.0
     max_per_class: int = 50
     skip_crowd: bool = False
     class_names: tuple[str, ...] = ()
@@ -89,7 +92,8 @@ class TaskOptions:
     def __post_init__(self) -> None:
         for name, least in (("num_vrts", 1), ("max_names", 1), ("max_per_class", 0)):
             check_range(f"task.{name}", getattr(self, name), least)
-        check_range("task.drop_names", self.drop_names, 0, 1)
+        for name in ("drop_names", "partial_lists"):
+            check_range(f"task.{name}", getattr(self, name), 0, 1)
 
 
 def detect_prompt(names: Sequence[str]) -> str:
@@ -191,6 +195,9 @@ def _detect(row, item, rng, options):
     if not listed:
         listed = [names[0]]
     listed = [listed[i] for i in rng.permutation(len(listed))]
+    # Nothing is drawn where the share is 0: the draws that follow stay those of the released recipe.
+    if options.partial_lists and rng.random() < options.partial_lists:
+        listed = listed[: int(rng.integers(1, len(listed) + 1))]
     answered = [(name, by_name[name]) for name in listed if name in by_name and name not in crowded]
     return detect_prompt(listed), _detect_answer(answered, rng, options, row)
 

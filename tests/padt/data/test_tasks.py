@@ -101,6 +101,44 @@ def test_half_of_the_absent_names_are_dropped_with_the_given_chance():
     assert 100 < counts.count(3) < 200
 
 
+def asked_and_answered(sample):
+    """Classes that a detection prompt names, and those of its answer, in order."""
+    listed = json.loads(re.search(r"(\[.*\])\.$", sample.prompt).group(1))
+    return listed, list(dict.fromkeys(group.target.label for group in sample.groups))
+
+
+def test_a_partial_list_is_answered_with_its_classes_alone():
+    # Who asks for two of the classes must not be told about a third one that is there as well.
+    options = TaskOptions(class_names=NAMES, partial_lists=1.0)
+    row = row_of([entry("dog"), entry("cup"), entry("dog"), entry("car")])
+    lengths, nothing = [], 0
+    for seed in range(300):
+        sample = render(row, "detect", 0, rng(seed), options)
+        listed, answered = asked_and_answered(sample)
+        assert answered == [name for name in listed if name in ("dog", "cup", "car")]
+        assert len(set(listed)) == len(listed)
+        nothing += sample.answer == (NO_OBJECTS,)
+        lengths.append(len(listed))
+    assert set(lengths) == {1, 2, 3, 4, 5} and all(20 < lengths.count(length) < 120 for length in (1, 2, 3))
+    assert 5 < nothing < 100, "short lists may name absent classes only"
+
+
+def test_without_partial_lists_every_draw_stays_as_it_was():
+    # Recorded before the option was there: runs of the released recipe must not change by it.
+    row = row_of([entry("dog", patches=range(8)), entry("cup", patches=range(4, 12))])
+    sample = render(row, "detect", 0, rng(3), TaskOptions(class_names=NAMES))
+    assert sample.prompt.endswith(': ["dog", "cup", "person"].')
+    assert [group.vrts for group in sample.groups] == [(6, 3, 2, 7, 0), (4, 10, 11, 7, 8)]
+
+
+def test_the_share_of_partial_lists_is_kept():
+    options = TaskOptions(class_names=NAMES, drop_names=0.0, partial_lists=0.5)
+    row = row_of([entry("dog")])
+    lengths = [len(asked_and_answered(render(row, "detect", 0, rng(seed), options))[0]) for seed in range(300)]
+    # One of five partial lists is as long as the whole.
+    assert 90 < sum(length < 5 for length in lengths) < 150
+
+
 def test_long_lists_keep_what_is_present():
     names = tuple(f"class {index}" for index in range(300))
     options = TaskOptions(class_names=names, max_names=20, drop_names=0.0)
