@@ -4,7 +4,10 @@ Every message says what is wrong, where, and what to do about it. The command li
 """
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from shutil import which
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
@@ -67,3 +70,37 @@ def check_range(key: str, value: float, low: float, high: float = float("inf")) 
     if not (low <= value <= high and value < float("inf")):
         limits = f"a number from {low} to {high}" if high < float("inf") else f"a number from {low}"
         raise UserError(f"{key} is {value}: give {limits}.")
+
+
+def install_command(extra: str) -> str:
+    """The command that brings the packages of an extra, as it works where this process runs.
+
+    A checkout names itself: the project is on no index. Elsewhere the packages are named.
+    """
+    python, here, pip = Path(sys.executable), Path.cwd(), which("pip")
+    if pip is None or Path(pip).parent != python.parent:
+        pip = f"{python.relative_to(here) if python.is_relative_to(here) else python} -m pip"
+    else:
+        pip = "pip"
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f"{pip} install '{'.' if checkout == here else checkout}[{extra}]'"
+    return f"{pip} install {' '.join(repr(package) for package in _packages_of(extra))}"
+
+
+def _packages_of(extra: str) -> list[str]:
+    """Requirements of an extra of the installed project, with those of the extras that it names."""
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+
+    found: list[str] = []
+    for requirement in map(Requirement, requires("padt") or ()):
+        if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if requirement.name == "padt":
+            found += [package for inner in sorted(requirement.extras) for package in _packages_of(inner)]
+        else:
+            requirement.marker = None
+            found.append(str(requirement))
+    return list(dict.fromkeys(found))

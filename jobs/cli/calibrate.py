@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.verb import examples
 from jobs.common import console
-from jobs.common.console import examples
 
 app = typer.Typer()
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         "padt calibrate runs/demo/finetune/model runs/demo/prepare/val",
         "padt calibrate models:/padt@champion runs/coco-val --limit 1000 --out calibrated",
     )

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jobs.cli.verb import examples
 from jobs.common import console
-from jobs.common.console import examples
 
 if TYPE_CHECKING:
     from pipelines.dataset.rejects import LeftOut
@@ -17,7 +17,7 @@ _BAR = 30
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         "padt inspect runs/demo/prepare/val",
         "padt inspect runs/coco-val --key 139 --out one.png",
         "padt inspect runs/coco-train --against runs/refcoco-val",
@@ -27,7 +27,7 @@ def inspect(
     data: Annotated[str, typer.Argument(help="Prepared set; any URL.")],
     key: Annotated[str | None, typer.Option(help="Show this image (key or image id), or why it was left out.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 4,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Picture to write, such as view.png.")] = None,
+    out: Annotated[str, typer.Option("--out", "-o", help="Picture to write, or a folder for it.")] = "runs/inspect/",
     against: Annotated[
         list[str] | None,
         typer.Option(metavar="SET[:SPLIT]", help="Say what it shares with this prepared set; repeatable."),
@@ -54,7 +54,7 @@ def inspect(
             console.out.print(f"  {pair[0]} = {pair[1]}")
     if report.picture_path:
         console.out.print(f"picture: {report.picture_path}")
-    elif out is not None:
+    else:
         console.out.print("no picture: the set does not hold the image")
 
 
@@ -79,7 +79,7 @@ def _print_row(row: dict[str, Any]) -> None:
     ]
     console.out.print(console.table(row["key"], ["what", "value"], [fact for fact in facts if fact[1]]))
     objects = [
-        (place, item["ann_id"], item["label"], _pixels(item["box"], row), float(item["area"]), item["iscrowd"])
+        (place, str(item["ann_id"]), item["label"], _pixels(item["box"], row), float(item["area"]), item["iscrowd"])
         for place, item in enumerate(row["objects"])
     ]
     if objects:
@@ -108,7 +108,7 @@ def _print_left_out(left_out: "list[LeftOut]") -> None:
 
 @app.command(
     name="exclude-list",
-    epilog=examples(
+    **examples(
         "padt exclude-list runs/refcoco-val runs/refcoco-testA runs/refcocog-test --out refcoco-eval.json",
         "padt prepare coco -a instances_train2017.json -i train2017 -o runs/coco-train --exclude refcoco-eval.json",
     ),
@@ -127,7 +127,7 @@ def exclude_list(
 
 @app.command(
     name="export-data",
-    epilog=examples(
+    **examples(
         "padt export-data runs/coco-val --to coco --out exported",
         "padt export-data s3://bucket/refcoco-val --to released --out lines --no-images",
     ),

@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.verb import examples
 from jobs.common import console
-from jobs.common.console import examples
 
 app = typer.Typer()
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         'padt explain photo.jpg --refer "the red circle" --model runs/demo/finetune/model --out why',
         'padt explain photo.jpg --detect "person,dog" --model models:/padt@champion --out why',
     )
@@ -35,15 +35,12 @@ def explain(
     """
     from jobs.inference.explain import run_explain
     from jobs.inference.predict import make_request
-
-    request = make_request(detect, refer, caption, ask)
-
-    from padt.inference.predict import GenerationSettings
+    from padt.inference.requests import GenerationSettings
 
     result = run_explain(
         model,
         image,
-        request,
+        make_request(detect, refer, caption, ask),
         out,
         settings=GenerationSettings(max_new_tokens=max_new_tokens, forbid_repeats=forbid_repeats),
         top=top,

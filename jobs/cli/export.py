@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.verb import examples
 from jobs.common import console
-from jobs.common.console import examples
 
 app = typer.Typer()
 
@@ -19,7 +19,7 @@ class ExportChoice(StrEnum):
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         "padt export runs/pro/model --to released --out exported/pro",
         "padt export models:/padt@champion --to hub --out exported/qwen --max-shard-size 2GB",
     )

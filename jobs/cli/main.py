@@ -19,10 +19,10 @@ from jobs.cli.export import app as export_app
 from jobs.cli.models import app as models_app
 from jobs.cli.prepare import app as prepare_app
 from jobs.cli.stage_lines import StageLines, stages_table
+from jobs.cli.verb import config_names, examples, recipe_names
 from jobs.common import console
-from jobs.common.console import examples
 from padt import __version__
-from padt.errors import UserError
+from padt.errors import UserError, install_command
 
 # In the order of the help, with the extra that brings the packages which a verb may miss.
 EXTRAS = {
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package not in OPTIONAL_PACKAGES:
             raise
         verb = next((word for word in words if not word.startswith("-")), "")
-        console.fail(f"'padt {verb}' needs {package}: pip install 'padt[{EXTRAS.get(verb, 'all')}]'")
+        console.fail(f"'padt {verb}' needs {package}: {install_command(EXTRAS.get(verb, 'all'))}")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
@@ -123,29 +123,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"padt {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More log lines.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options of all verbs."""
-    if version:
-        typer.echo(f"padt {__version__}")
-        raise typer.Exit
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     console.set_up_logging(verbose)
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         "padt train --config toy_pretrain model=pipelines/toy/base output=runs/pretrain data.sets.0.url=runs/toy/train",
         "padt train -c finetune_pro model=/models/Qwen2.5-VL-3B output=s3://bucket/run workers=8 gpu=true zero_stage=2",
         "padt train -c finetune_lora model=/models/PaDT_Pro_3B output=runs/lora data.sets.0.url=data/own/train",
     )
 )
 def train(
-    config: Annotated[str, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.")],
+    config: Annotated[
+        str,
+        typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.", autocompletion=config_names),
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Train one stage with Ray Train and DeepSpeed; run it again to go on after an interruption."""
@@ -159,14 +167,16 @@ def train(
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         "padt run toy",
         "padt run toy finetune.optimizer.lr=1e-3 --output runs/higher-lr",
         "padt run recipe.yaml --redo finetune",
     )
 )
 def run(
-    recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a packaged recipe (toy).")],
+    recipe: Annotated[
+        str, typer.Argument(help="YAML file, or the name of a packaged recipe (toy).", autocompletion=recipe_names)
+    ],
     overrides: Overrides = None,
     output: Output = None,
     redo: Redo = None,
@@ -185,7 +195,7 @@ def run(
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         "padt serve models:/padt@champion",
         'curl -F image=@photo.jpg -F task=detect -F names="person,dog" http://127.0.0.1:8000/v1/predict',
     )
@@ -193,7 +203,7 @@ def run(
 def serve(
     model: Annotated[str, typer.Argument(help="Model folder, or a registered one: models:/padt@champion.")],
     host: Annotated[str, typer.Option(help="Interface to listen on; 0.0.0.0 = all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     engine_replicas: Annotated[int, typer.Option(min=1)] = 1,
     engine_gpus: Annotated[float, typer.Option(min=0, help="GPUs of one engine.")] = 0.0,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Most requests answered together.")] = 8,
@@ -217,13 +227,16 @@ def serve(
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         "padt submit toy --address http://HEAD:8265 --output s3://bucket/runs/toy",
         "padt submit recipes/pro.yaml finetune.workers=16 --no-follow",
     )
 )
 def submit(
-    recipe: Annotated[str, typer.Argument(help="Packaged name, or a YAML file inside the working directory.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="Packaged name, or a YAML file inside the working directory.", autocompletion=recipe_names),
+    ],
     overrides: Overrides = None,
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Job address of the cluster's head.")
@@ -257,7 +270,7 @@ def submit(
         raise typer.Exit(result.exit_code)
 
 
-@app.command(epilog=examples("padt demo", "padt demo --fresh finetune.steps=1200 --output runs/longer"))
+@app.command(**examples("padt demo", "padt demo --fresh finetune.steps=1200 --output runs/longer"))
 def demo(
     overrides: Overrides = None,
     output: Annotated[str, typer.Option("--output", "-o", help="Run folder.")] = "runs/demo",
@@ -276,14 +289,16 @@ def demo(
         console.metrics_table("Held-out scores before and after each stage", result.shown_scores(), named=title)
     )
     tracking = result.recipe.tracking_uri
-    things = [
+    done = "Everything was done already" if result.worked_s is None else f"Done in {result.worked_s:.0f} s"
+    console.out.print(f"{done}. Look at")
+    for what, where in (
         *(("picture", console.shorter(str(path))) for path in result.pictures),
         ("scored answers", console.shorter(f"{result.recipe['evaluate'].folder}/predictions.jsonl")),
         ("summary", console.shorter(result.recipe.summary_path)),
         ("all runs", f"mlflow ui --backend-store-uri {tracking}"),
         ("serve it", f"MLFLOW_TRACKING_URI={tracking} padt serve {result.model}"),
-    ]
-    console.out.print(console.table(f"Done in {result.seconds:.0f} s. Look at", ["what", "where or how"], things))
+    ):
+        console.out.print(f"  {what}: {where}")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.verb import examples
 from jobs.common import console
-from jobs.common.console import examples
 from padt.errors import UserError
 
 app = typer.Typer()
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         "padt evaluate models:/padt@champion runs/demo/prepare/val --out runs/scores",
         "padt evaluate runs/demo/finetune/model runs/coco-val --task detect --limit 100 --workers 2",
     )
@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Measure a model on a prepared set: REC and RES by sentence, detection and captions by image."""
     from jobs.evaluation.evaluate import run_evaluate
-    from padt.inference.predict import GenerationSettings
+    from padt.inference.requests import GenerationSettings
 
     result = run_evaluate(
         model,
@@ -56,7 +56,7 @@ def evaluate(
 
 
 @app.command(
-    epilog=examples("padt compare runs/demo/evaluate_base runs/demo/evaluate", "padt compare models:/padt/1 runs/x")
+    **examples("padt compare runs/demo/evaluate_base runs/demo/evaluate", "padt compare models:/padt/1 runs/x")
 )
 def compare(
     sources: Annotated[list[str], typer.Argument(help="Folders of `padt evaluate`, or models:/padt/VERSION.")],
@@ -72,7 +72,7 @@ def compare(
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         'padt predict photo.jpg --model models:/padt@champion --detect "person,dog" --out answers',
         'padt predict photo.jpg --model runs/demo/finetune/model --refer "the red circle"',
         'padt predict before.jpg after.jpg --together --model models:/padt@champion --ask "What has changed?"',
@@ -100,15 +100,12 @@ def predict(
     import json
 
     from jobs.inference.predict import make_request, run_predict
-
-    request = make_request(detect, refer, caption, ask)
-
-    from padt.inference.predict import GenerationSettings
+    from padt.inference.requests import GenerationSettings
 
     results = run_predict(
         model,
         images,
-        request,
+        make_request(detect, refer, caption, ask),
         out,
         settings=GenerationSettings(
             max_new_tokens=max_new_tokens, num_beams=num_beams, temperature=temperature, forbid_repeats=forbid_repeats
@@ -128,7 +125,7 @@ def predict(
 
 
 @app.command(
-    epilog=examples(
+    **examples(
         "padt register runs/toy/finetune/model --evaluation runs/toy/evaluate",
         "padt register models:/padt/2 --alias champion --force",
     )

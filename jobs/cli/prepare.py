@@ -7,15 +7,15 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from jobs.cli.verb import examples
 from jobs.common import console
-from jobs.common.console import examples
 from pipelines.prepare.options import PrepareOptions
 from pipelines.sources.table import OWN_OPTIONS, SOURCES, SourceKind
 
 app = typer.Typer(no_args_is_help=True, help="Turn raw annotations into shards that training and evaluation read.")
 
 
-@app.command(epilog=examples("padt prepare toy --out runs/toy-data", "padt prepare toy -o /tmp/t --scenes 200"))
+@app.command(**examples("padt prepare toy --out runs/toy-data", "padt prepare toy -o /tmp/t --scenes 200"))
 def toy(
     out: Annotated[str, typer.Option("--out", "-o", help="Folder of the prepared sets; a local one.")],
     scenes: Annotated[int, typer.Option(min=1, help="Training scenes.")] = 4000,
@@ -46,7 +46,7 @@ def _add(name: str, kind: SourceKind) -> None:
     command.__doc__ = kind.about
     command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in options}
-    app.command(name, epilog=examples(*(f"padt prepare {example}" for example in kind.examples)))(command)
+    app.command(name, **examples(*(f"padt prepare {example}" for example in kind.examples)))(command)
 
 
 def _option(kind: SourceKind, field: Field[Any]) -> inspect.Parameter:

@@ -2,21 +2,46 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
 from padt.metrics.table import find_metric, in_order, label, written
 
+
+class Lines(Console):
+    """A console that leaves words as they are: a class called "[/b]" is no markup, and no line is folded.
+
+    Paths and commands are there to be copied, whatever the width of the terminal, which wraps them itself.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See ``rich.console.Console.print``; tables keep to the width."""
+        options.setdefault("soft_wrap", all(isinstance(each, str) for each in objects))
+        super().print(*objects, **options)
+
+
+class _Handler(logging.Handler):
+    """Writes log lines between the bars of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            err.print(f"[{time.strftime('%X')}] {self.format(record)}")
+        except Exception:
+            self.handleError(record)
+
+
 # Results go to stdout; everything about how it goes goes to stderr, so that output can be piped.
-# What users' files say is printed as it is: a class called "[/b]" is no markup.
-out = Console(highlight=False, markup=False)
-err = Console(stderr=True, highlight=False, markup=False)
+out = Lines()
+err = Lines(stderr=True)
 
 ROOMS = ("jobs", "pipelines", "padt", "serve")
 
@@ -27,8 +52,7 @@ _QUIET = ("ray._private.authentication", "alembic", "mlflow.store.db.utils")
 
 def set_up_logging(verbose: bool = False) -> None:
     """Show the log lines of this project's rooms on stderr, and of other libraries only warnings."""
-    handler = RichHandler(console=err, show_path=False, show_level=False, log_time_format="[%X]")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Handler()], force=True)
     for room in ROOMS:
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
@@ -78,11 +102,6 @@ def shorter(path: str) -> str:
     """A path below the working folder without its head."""
     here = f"{Path.cwd()}/"
     return path.removeprefix(here)
-
-
-def examples(*lines: str) -> str:
-    """Command lines as the epilog of a verb's help."""
-    return "\n\n".join(["**Examples**", *(f"`{line}`" for line in lines)])
 
 
 def number(value: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from padt.errors import UserError
+from padt.errors import UserError, install_command
 from padt.pretrained.hub import is_hub_id
 from padt.pretrained.hub import model_folder as hub_folder
 
@@ -126,7 +126,7 @@ def registry(tracking_uri: str | None = None, create: bool = False) -> "MlflowCl
     try:
         from mlflow import MlflowClient
     except ImportError as error:
-        raise UserError("The model registry needs MLflow: install it with `pip install 'padt[train]'`.") from error
+        raise UserError(f"The model registry needs MLflow: install it with `{install_command('train')}`.") from error
     if tracking_uri is None:
         from jobs.common.mlflow_run import tracking_uri as default_uri
 

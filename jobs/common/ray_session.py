@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,16 +44,17 @@ def ensure_ray(dashboard: bool = False) -> bool:
     """
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return False
+    address = os.environ.get("RAY_ADDRESS")
+    # Importing and starting it takes seconds in which nothing else is said.
+    logger.info("connecting to Ray at %s" if address else "starting Ray on %s", address or "this machine")
     quiet = {"logging_level": logging.WARNING, "log_to_driver": bool(os.environ.get("PADT_WORKER_LOGS"))}
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    if os.environ.get("RAY_ADDRESS"):
+    if address:
         _connect(runtime_env={"env_vars": worker_environment()}, **quiet)
-        logger.info("connected to Ray at %s", os.environ["RAY_ADDRESS"])
+        logger.info("connected to Ray at %s", address)
     else:
         cpus = max(MINIMUM_CPUS, os.cpu_count() or 1)
         # This machine goes away all at once or not at all: nobody announces it.
@@ -99,11 +101,11 @@ def _connect(**options: Any) -> None:
 @contextmanager
 def ray_session(dashboard: bool = False) -> Iterator[None]:
     """``ensure_ray`` for the length of a block; a local Ray that it started is shut down at the end."""
-    import ray
-
     started = ensure_ray(dashboard)
     try:
         yield
     finally:
         if started:
+            import ray
+
             ray.shutdown()

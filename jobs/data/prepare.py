@@ -1,7 +1,7 @@
 """`padt prepare`: raw annotations to shards, with the plan and the progress in the log."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,7 +9,9 @@ from jobs.common.progress_bar import Advance, counting, every_few_seconds
 from jobs.common.ray_session import ray_session
 from pipelines.dataset.losses import alarms
 from pipelines.dataset.manifest import Manifest
-from pipelines.prepare.run import PlanSummary, PrepareOptions, Progress, prepare
+from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
+from pipelines.prepare.run import Execute, execute_on_ray, prepare
+from pipelines.prepare.shards import ShardResult, ShardTask
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +22,11 @@ def run_prepare(options: PrepareOptions) -> Manifest:
     Raises:
         UserError: see ``pipelines.prepare.run.prepare``.
     """
-    with ray_session(), _quiet_ray_data(), Telling() as telling:
-        manifest = prepare(options, on_read=telling.read, on_plan=telling.plan, on_progress=telling.progress)
+    logger.info("preparing %s from %s", options.out, options.annotations)
+    with _on_ray(options.num_cpus) as execute, Telling() as telling:
+        manifest = prepare(
+            options, execute=execute, on_read=telling.read, on_plan=telling.plan, on_progress=telling.progress
+        )
     tell_alarms(options.out, manifest)
     _tell_shared(options.out, manifest)
     return manifest
@@ -61,10 +66,12 @@ def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int, overwrite
     """
     from pipelines.prepare.toy import prepare_toy
 
+    logger.info("drawing %d and %d scenes for %s", scenes, heldout, out)
     drawn = every_few_seconds(lambda split, done, count: logger.info("drew %d of %d scenes (%s)", done, count, split))
-    with ray_session(), _quiet_ray_data(), Telling() as telling:
+    with _on_ray() as execute, Telling() as telling:
         sets = prepare_toy(
             out,
+            execute=execute,
             scenes=scenes,
             heldout=heldout,
             seed=seed,
@@ -132,6 +139,19 @@ def log_plan(plan: PlanSummary) -> None:
         plan.seconds,
         free,
     )
+
+
+@contextmanager
+def _on_ray(num_cpus: int | None = None) -> Iterator[Execute]:
+    """What writes shards on Ray, which starts with the first of them: a wrong file is told before."""
+    with ExitStack() as opened:
+
+        def execute(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
+            opened.enter_context(ray_session())
+            opened.enter_context(_quiet_ray_data())
+            return execute_on_ray(tasks, num_cpus)
+
+        yield execute
 
 
 @contextmanager

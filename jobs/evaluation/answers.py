@@ -13,7 +13,7 @@ from typing import Any
 from jobs.evaluation.samples import EvalSample
 from padt.data.image import open_image
 from padt.data.tasks import GROUNDED_TASKS
-from padt.errors import ImageError, UserError
+from padt.errors import ImageError, UserError, install_command
 from pipelines.dataset.index import SetIndex, load_index
 from pipelines.loader.reader import RowReader
 
@@ -130,7 +130,7 @@ def answer_on_ray(
         import ray
         from ray.util import ActorPool
     except ImportError as error:
-        raise UserError("Several workers need Ray: install it with `pip install 'padt[data]'`.") from error
+        raise UserError(f"Several workers need Ray: install it with `{install_command('data')}`.") from error
     from jobs.common.ray_session import ray_session
 
     with ray_session():

@@ -19,7 +19,7 @@ from padt.errors import UserError
 from pipelines.io.storage import Folder
 
 if TYPE_CHECKING:
-    from padt.inference.predict import GenerationSettings
+    from padt.inference.requests import GenerationSettings
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _model(
     load_options: dict[str, Any],
 ) -> tuple[ModelAnswerer, str | None]:
     from padt.data.processor import load_processor
-    from padt.inference.predict import GenerationSettings
+    from padt.inference.requests import GenerationSettings
 
     mismatch = policy_mismatch(load_processor(path).policy, data.manifest)
     chosen = settings or GenerationSettings()

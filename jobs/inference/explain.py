@@ -13,7 +13,7 @@ from jobs.common.model_reference import find_model
 from jobs.inference.predict import open_picture, out_folder, save_picture, save_record
 
 if TYPE_CHECKING:
-    from padt.inference.predict import GenerationSettings, Request
+    from padt.inference.requests import GenerationSettings, Request
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ def run_explain(
     Raises:
         UserError: the picture or the model cannot be used, or ``out_dir`` is a file.
     """
+    out = out_folder(out_dir)
+    picture = open_picture(str(image))
+    found = find_model(model)
+    # What the user can have got wrong is known by now: these take seconds to import.
     from padt.checkpoints.loading import load_model
     from padt.drawing.heatmap import draw_nearest_sheet, draw_object_sheet
     from padt.inference.explain import explain
 
-    out = out_folder(out_dir)
-    picture = open_picture(str(image))
-    found = find_model(model)
     loaded = load_model(found.path, **(load_options or {}))
     explanation = explain(loaded, picture, request, settings)
     count = len(explanation.prediction.objects)

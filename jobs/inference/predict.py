@@ -18,7 +18,7 @@ from padt.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from padt.inference.predict import GenerationSettings, Request
+    from padt.inference.requests import GenerationSettings, Request
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def make_request(
             f'Ask for one thing at a time ({", ".join(given) or "nothing is given"}): --detect "cat,dog", --refer '
             '"the red car", --caption or --ask "...".'
         )
-    from padt.inference.predict import caption_request, detect_request, refer_request, text_request
+    from padt.inference.requests import caption_request, detect_request, refer_request, text_request
 
     if detect is not None:
         names = detect.split(",") if isinstance(detect, str) else list(detect)
@@ -109,15 +109,17 @@ def run_predict(
     Raises:
         UserError: a picture or the model cannot be used, or the request is blank.
     """
-    from padt.checkpoints.loading import load_model
-    from padt.inference.predict import GenerationSettings, predict
-
     paths = [str(image) for image in ([images] if isinstance(images, str | os.PathLike) else images)]
     if not paths:
         raise UserError("There is no picture to ask about: give at least one path.")
     out = out_folder(out_dir) if out_dir is not None else None
     pictures = [open_picture(path) for path in paths]
     found = find_model(model)
+    # What the user can have got wrong is known by now: these take seconds to import.
+    from padt.checkpoints.loading import load_model
+    from padt.inference.predict import predict
+    from padt.inference.requests import GenerationSettings
+
     loaded = load_model(found.path, **(load_options or {}))
     settings = settings or GenerationSettings()
     results: list[PicturePrediction] = []

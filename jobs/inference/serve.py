@@ -1,5 +1,6 @@
 """`padt serve`: put a model behind HTTP on the Ray cluster of the environment, or on a local Ray."""
 
+import errno
 import logging
 import signal
 import socket
@@ -121,8 +122,14 @@ def _free_port(host: str, port: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except OverflowError as error:
+            raise UserError(f"There is no port {port}: give a --port from 0 to 65535.") from error
         except OSError as error:
-            raise UserError(f"Port {port} of {host} is not free ({error.strerror}): give another --port.") from error
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                message = f"Host {host} is no interface of this machine ({error.strerror}): give another --host."
+            else:
+                message = f"Port {port} of {host} is not free ({error.strerror}): give another --port."
+            raise UserError(message) from error
         return int(probe.getsockname()[1])
 
 

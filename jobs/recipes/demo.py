@@ -8,12 +8,14 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.recipes.records import Observer, RecipeResult, StageRecord
-from jobs.recipes.run import run_recipe, write_summary
+from jobs.recipes.run import DONE, read_json, run_recipe, write_json, write_summary
 from padt.errors import UserError
 from padt.metrics.table import in_order, is_headline
 
@@ -57,6 +59,12 @@ class DemoResult:
         """Seconds of all stages, also of those that an earlier run did."""
         return sum(record.seconds for record in self.recipe.stages)
 
+    @property
+    def worked_s(self) -> float | None:
+        """Seconds of what this run did; None where all was done before."""
+        worked = [record.seconds for record in self.recipe.stages if not record.skipped]
+        return sum(worked) if worked else None
+
     def shown_scores(self) -> dict[str, dict[str, float]]:
         """The metrics of a short table, by evaluation."""
         return {
@@ -89,21 +97,27 @@ def run_demo(
         _remove(folder)
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     folder.mkdir(parents=True, exist_ok=True)
-    with ray_session():
+    # One Ray for everything that is left to do.
+    with nullcontext() if (folder / "serve" / DONE).exists() else ray_session():
         recipe = run_recipe(RECIPE, overrides, output=str(folder), observer=observer)
         model = _model_reference(recipe)
+        # What the steps below show is this version's: another one is asked again.
+        key = f"{model} = {recipe['register'].result['uri']}"
         count = len(recipe.stages) + 2
-        questions = held_out_questions(recipe["prepare"].result["sets"]["val"]["url"], folder / "predict")
+        scenes = recipe["prepare"].result["sets"]["val"]["url"]
 
-        observer.started("predict", count - 1, count)
-        pictures, predicted = _timed("predict", folder / "predict", lambda: _predict(model, questions))
-        observer.finished(predicted)
+        def predict(place: Path) -> dict[str, Any]:
+            return {"pictures": [str(path) for path in _predict(model, held_out_questions(scenes, place))]}
 
-        observer.started("serve", count, count)
-        served, answered = _timed("serve", folder / "serve", lambda: _ask_served(model, questions[0], folder / "serve"))
-        observer.finished(answered)
-    recipe = replace(recipe, stages=[*recipe.stages, predicted, answered])
-    result = DemoResult(recipe, model, tuple(pictures), served)
+        def serve(place: Path) -> dict[str, Any]:
+            return _ask_served(model, held_out_questions(scenes, folder / "predict")[0], place)
+
+        for number, work in ((count - 1, predict), (count, serve)):
+            step = _once(folder / work.__name__, key, work, partial(observer.started, work.__name__, number, count))
+            recipe.stages.append(step)
+            observer.finished(step)
+    served = recipe["serve"].result
+    result = DemoResult(recipe, model, tuple(map(Path, recipe["predict"].result["pictures"])), served)
     write_summary(
         recipe,
         seconds=round(result.seconds, 1),
@@ -173,10 +187,16 @@ def _ask_served(model: str, question: Asked, folder: Path) -> dict[str, Any]:
     return answer
 
 
-def _timed(name: str, folder: Path, work: Callable[[], Any]) -> tuple[Any, StageRecord]:
-    started = time.perf_counter()
-    result = work()
-    return result, StageRecord(name, name, str(folder), round(time.perf_counter() - started, 1), False, {})
+def _once(folder: Path, key: str, work: Callable[[Path], dict[str, Any]], begin: Callable[[], None]) -> StageRecord:
+    """The record of a step of the demo; it is done unless ``folder`` holds a marker with the same key."""
+    marker = read_json(str(folder), DONE)
+    skipped = marker is not None and marker["key"] == key
+    if not skipped:
+        begin()
+        started = time.perf_counter()
+        marker = {"key": key, "result": work(folder), "seconds": round(time.perf_counter() - started, 1)}
+        write_json(str(folder), DONE, marker)
+    return StageRecord(folder.name, folder.name, str(folder), marker["seconds"], skipped, marker["result"])
 
 
 def _model_reference(recipe: RecipeResult) -> str:

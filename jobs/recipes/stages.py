@@ -209,7 +209,7 @@ class EvaluateStage(Stage):
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.evaluation.evaluate.run_evaluate``."""
         from jobs.evaluation.evaluate import run_evaluate
-        from padt.inference.predict import GenerationSettings
+        from padt.inference.requests import GenerationSettings
 
         result = run_evaluate(
             self.model,

@@ -36,7 +36,7 @@ def run_compare(sources: Sequence[str], tracking_uri: str | None = None, contain
     if not sources:
         raise UserError("There is nothing to compare: give evaluation folders or models:/padt/VERSION.")
     columns: list[Mapping[str, float]] = []
-    data: dict[str, set[str]] = {}
+    measured: dict[str, dict[str, str]] = {}
     for source in sources:
         if source.startswith("models:"):
             name, version = parse_reference(source)
@@ -47,17 +47,30 @@ def run_compare(sources: Sequence[str], tracking_uri: str | None = None, contain
             content = read_evaluation(source)
             scores = {key: float(value) for key, value in content["metrics"].items()}
             if content.get("data_fingerprint"):
-                data.setdefault(str(content.get("set")), set()).add(str(content["data_fingerprint"]))
+                measured.setdefault(str(content.get("set")), {})[source] = str(content["data_fingerprint"])
         columns.append(scores)
     shown = [{name: value for name, value in scores.items() if contains in name} for scores in columns]
     if not any(shown):
         raise UserError(f"No metric's name contains {contains!r}: leave the filter out to see all.")
+    names = short_names(sources)
+    short = dict(zip(sources, names, strict=True))
     warnings = [
-        f"The evaluations named {name!r} were made on different data: their scores are not comparable."
-        for name, prints in sorted(data.items())
-        if len(prints) > 1
+        f"The scores on {place!r} are not comparable: {_difference({short[source]: seen[source] for source in seen})}"
+        for place, seen in sorted(measured.items())
+        if len(set(seen.values())) > 1
     ]
-    return Comparison(dict(zip(short_names(sources), shown, strict=True)), tuple(warnings))
+    return Comparison(dict(zip(names, shown, strict=True)), tuple(warnings))
+
+
+def _difference(prints: Mapping[str, str]) -> str:
+    """What the data of some evaluations differ in; a fingerprint ends with ``[:60]`` where only so many were asked."""
+    parts = {source: text.rstrip("]").partition("[:") for source, text in prints.items()}
+    if len({whole for whole, _, _ in parts.values()}) == 1:
+        limits = {source: f"its first {limit}" if limit else "all its" for source, (_, _, limit) in parts.items()}
+        told = "; ".join(f"{source} is about {limit} images" for source, limit in limits.items())
+        return f"{told}. Evaluate each with the same --limit, or without one."
+    told = "; ".join(f"{source} is about data {whole[:8]}" for source, (whole, _, _) in parts.items())
+    return f"{told}, so one set was prepared anew or is another of that name. Evaluate each on the same one."
 
 
 def short_names(sources: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from padt.errors import UserError
+from padt.errors import UserError, install_command
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.model.trainable import LoraSettings, is_adapter
 from padt.pretrained.hub import new_folder, read_json
@@ -187,7 +187,7 @@ def _peft() -> ModuleType:
     try:
         import peft
     except ImportError as error:
-        raise UserError("LoRA needs the package peft: pip install '.[train]'.") from error
+        raise UserError(f"LoRA needs the package peft: install it with `{install_command('train')}`.") from error
     return peft
 
 

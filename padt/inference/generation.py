@@ -1,6 +1,5 @@
-"""How answers are generated: the settings, and what they mean to transformers' ``generate``."""
+"""What the settings of an answer mean to transformers' ``generate``."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,43 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from padt.data.processor import PaDTProcessor
-from padt.errors import UserError
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How answers are generated.
-
-    Attributes:
-        max_new_tokens: longest answer.
-        num_beams: beams of a beam search; 1 = none.
-        temperature: 0 = greedy, else sampling.
-        top_p: nucleus of the sampling.
-        forbid_repeats: a VRT may not come twice in one group (robust cross-entropy never punishes repeats).
-        masks: decode masks to run lengths; boxes and scores come always.
-        cache: transformers' name of the cache: ``dynamic`` grows with the answer; ``static`` has one size, which lets
-            transformers compile the decoding step on a GPU.
-        calibrated: use the model's score calibration, if it has one (``padt.inference.calibration``).
-    """
-
-    max_new_tokens: int = 1024
-    num_beams: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    forbid_repeats: bool = False
-    masks: bool = True
-    cache: str = "dynamic"
-    calibrated: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.num_beams < 1:
-            raise UserError(
-                f"max_new_tokens {self.max_new_tokens} and num_beams {self.num_beams} must be at least 1 each."
-            )
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise UserError(
-                f"temperature {self.temperature} must not be negative, and top_p {self.top_p} must lie in (0, 1]."
-            )
+from padt.inference.requests import GenerationSettings
 
 
 class ForbidRepeatedVRTs(LogitsProcessor):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from padt.errors import UserError
+from padt.errors import UserError, install_command
 from padt.metrics.overlap import RLE, Box, compressed
 from padt.metrics.records import ObjectLike, Scores, check_ids
 from padt.metrics.table import COCO_SUMMARY, RELEASED
@@ -209,7 +209,7 @@ def _average_precision(
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
-        raise UserError("COCO AP needs faster-coco-eval: install it with `pip install 'padt[eval]'`.") from error
+        raise UserError(f"COCO AP needs faster-coco-eval: install it with `{install_command('eval')}`.") from error
     # Both sides are copied: the evaluator writes its own fields into what it is given.
     copied = {**truth, "annotations": [dict(entry) for entry in truth["annotations"]]}
     ground = COCO(copied, print_function=logger.debug)

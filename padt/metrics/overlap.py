@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from padt.errors import UserError
+from padt.errors import UserError, install_command
 
 Box = Sequence[float]
 RLE = Mapping[str, Any]
@@ -85,5 +85,5 @@ def mask_tools():
     try:
         from pycocotools import mask as tools
     except ImportError as error:
-        raise UserError("Mask metrics need pycocotools: install it with `pip install 'padt[eval]'`.") from error
+        raise UserError(f"Mask metrics need pycocotools: install it with `{install_command('eval')}`.") from error
     return tools

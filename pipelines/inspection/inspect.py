@@ -1,7 +1,9 @@
 """A look into a prepared data set: its counts as plain values, and a few of its images as one picture."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -63,7 +65,7 @@ def inspect(
         url: folder of the set.
         key: show this row (its key or image id), or say why it is not there; else ``count`` rows spread over the set.
         count: rows to show.
-        out: file to write the picture to (its ending chooses the format).
+        out: file to write the picture to (its ending chooses the format), or a folder for it; None = it is not written.
         against: prepared sets (``SET`` or ``SET:split``) to compare it with.
 
     Raises:
@@ -81,12 +83,16 @@ def inspect(
             splits = ", ".join(manifest.splits)
             raise UserError(f"{url} has no row {key!r}: keys look like {manifest.name}/{splits}/IMAGE_ID.")
     picture = _picture(rows)
+    path = None
     if out is not None and picture is not None:
+        path = _file_in(out, "/".join([manifest.name, *manifest.splits]) if key is None else rows[0]["key"])
         try:
-            picture.save(out)
+            if path != out:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"The picture cannot be written to {out} ({error}): give a file such as view.png."
+                f"The picture cannot be written to {path} ({error}): give a file such as --out view.png."
             ) from error
     ours = images_of(url, manifest) if against else None
     counts = manifest.counts
@@ -103,8 +109,15 @@ def inspect(
         left_out=missing,
         overlaps=[compare(ours, load_compared(spec, url)) for spec in against] if ours is not None else [],
         picture=picture,
-        picture_path=out if picture is not None else None,
+        picture_path=path,
     )
+
+
+def _file_in(out: str, name: str) -> str:
+    """``out``, or a file with the name of what it shows where that is a folder."""
+    if not (out.endswith("/") or Path(out).is_dir()):
+        return out
+    return str(Path(out) / (re.sub(r"[^\w.]+", "-", name) + ".png"))
 
 
 def _picture(rows: Sequence[dict[str, Any]]) -> Image.Image | None:

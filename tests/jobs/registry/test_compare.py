@@ -34,7 +34,17 @@ def test_metrics_side_by_side(tmp_path):
 def test_different_data_under_one_name_is_said(tmp_path):
     first = evaluation(tmp_path / "a", {"eval/toy/gIoU": 0.5})
     second = evaluation(tmp_path / "b", {"eval/toy/gIoU": 0.7}, data_fingerprint="d2")
-    assert "'toy' were made on different data" in run_compare([first, second]).warnings[0]
+    (warning,) = run_compare([first, second]).warnings
+    assert warning.startswith("The scores on 'toy' are not comparable: a is about data d1; b is about data d2")
+
+
+def test_a_part_of_the_data_is_named_as_the_reason(tmp_path):
+    # README's own pair: the base model is measured on a part of the scenes.
+    first = evaluation(tmp_path / "evaluate_base", {"eval/toy/gIoU": 0.5}, data_fingerprint="d1[:60]")
+    second = evaluation(tmp_path / "evaluate", {"eval/toy/gIoU": 0.7})
+    (warning,) = run_compare([first, second]).warnings
+    assert "evaluate_base is about its first 60 images; evaluate is about all its images" in warning
+    assert "same --limit" in warning
 
 
 def test_short_names_stay_different():

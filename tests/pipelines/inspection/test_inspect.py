@@ -49,6 +49,25 @@ def test_the_picture_is_written_and_shows_one_row_large(prepared, tmp_path):
         assert [row["key"] for row in inspect(prepared, key=key).rows] == ["coco/train/9"]
 
 
+def test_a_picture_is_always_made_and_its_place_said(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", prepared]) == 0
+    assert "picture: runs/inspect/coco-train.png" in capsys.readouterr().out
+    assert main(["inspect", prepared, "--key", "9"]) == 0
+    assert "picture: runs/inspect/coco-train-9.png" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.glob("runs/inspect/*")} == {"coco-train.png", "coco-train-9.png"}
+    assert Image.open("runs/inspect/coco-train.png").size != Image.open("runs/inspect/coco-train-9.png").size
+
+
+def test_ids_are_names_and_bear_no_separators(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = write_coco(tmp_path / "raw", annotations=[annotation(1234567, 1)])
+    prepare_here(options_for(folder, tmp_path / "set"))
+    assert main(["inspect", "set", "--key", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "1234567" in shown and "1,234" not in shown
+
+
 def test_rows_are_spread_over_all_shards(prepared):
     manifest = inspect(prepared).manifest
     assert len(spread_rows(prepared, manifest, 99)) == 10
