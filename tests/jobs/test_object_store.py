@@ -1,0 +1,153 @@
+"""Training, evaluation, calibration and the registry with everything in an object store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.common.model_reference import find_model, resolve_model
+from jobs.evaluation.calibrate import run_calibrate
+from jobs.evaluation.evaluate import run_evaluate
+from jobs.registry.register import run_register
+from jobs.training.config import TrainConfig, build_config
+from jobs.training.train import run_train
+from padt.checkpoints.loading import load_model
+from padt.errors import UserError
+from pipelines.io.storage import Folder
+from tests.jobs.tiny_model import write_tiny_model
+from tests.pipelines.mini_set import write_mini_set
+
+
+@pytest.fixture(scope="module")
+def place(object_store, tmp_path_factory):
+    """A model and a prepared set there, and a cache of our own."""
+    root = tmp_path_factory.mktemp("store")
+    url = f"s3://data/{root.name}"
+    write_tiny_model(root / "tiny")
+    write_mini_set(root / "set", 24)
+    for name in ("tiny", "set"):
+        object_store.put(str(root / name), f"{url}/{name}", recursive=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PADT_CACHE", str(root / "cache"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        yield url
+
+
+def test_a_model_is_fetched_anew_when_it_changes_and_refused_while_it_is_unfinished(place, object_store):
+    first = resolve_model(f"{place}/tiny")
+    assert resolve_model(f"{place}/tiny/") == first and Path(first).name == "tiny"
+    object_store.cp(f"{place}/tiny", f"{place}/other", recursive=True)
+    object_store.rm(f"{place}/other/config.json")
+    with pytest.raises(UserError, match="other cannot be read as a model folder: it has no config.json"):
+        resolve_model(f"{place}/other")
+    object_store.pipe(f"{place}/other/config.json", object_store.cat(f"{place}/tiny/config.json"))
+    second = resolve_model(f"{place}/other")
+    object_store.pipe(f"{place}/other/generation_config.json", b"{}")
+    assert resolve_model(f"{place}/other") not in (first, second)
+
+
+def test_evaluate_calibrate_and_register_there(place, object_store, monkeypatch):
+    model, scores = f"{place}/tiny", f"{place}/scores"
+    result = run_evaluate(model, f"{place}/set", limit=2, out_dir=scores, max_new_tokens=8, progress=False)
+    assert {"metrics.json", "predictions.jsonl"} <= set(Folder(scores).names())
+    version = run_register(model, evaluations=[scores], alias="candidate")
+    assert version.source == model and version.aliases == ("candidate",)
+    # The same model again is the same version.
+    again = run_register(model, evaluations=[f"{scores}/metrics.json"], force=True)
+    assert again.version == version.version and set(again.aliases) == {"candidate", "champion"}
+    found = find_model("models:/padt@champion")
+    assert found.source == model and load_model(found.path)
+    assert run_evaluate(found.reference, f"{place}/set", limit=2, max_new_tokens=8, progress=False).metrics == (
+        result.metrics
+    )
+    with pytest.raises(UserError, match="there is no bucket dta"):
+        run_evaluate(model, f"{place}/set", limit=2, out_dir="s3://dta/scores", progress=False)
+    assert not object_store.exists("dta")
+
+
+def test_a_version_whose_files_were_changed_there_is_refused(place, object_store, tmp_path, monkeypatch):
+    object_store.cp(f"{place}/tiny", f"{place}/changing", recursive=True)
+    version = run_register(f"{place}/changing", alias="candidate")
+    object_store.pipe(f"{place}/changing/config.json", object_store.cat(f"{place}/tiny/config.json") + b"\n")
+    monkeypatch.setenv("PADT_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="changing was changed after it was registered as version"):
+        resolve_model(version.uri)
+
+
+def test_calibration_of_a_model_there(place, object_store):
+    from tests.jobs.evaluation.test_calibrate import Stutterer
+
+    url = f"{place}/calibrated"
+    # What an attempt that was killed has left.
+    object_store.pipe(f"{url}/model.safetensors", b"half")
+    run_calibrate(f"{place}/tiny", f"{place}/set", url, answerer=Stutterer(f"{place}/set"), progress=False)
+    assert json.loads(Folder(url).read_text("config.json"))["score_calibration"]
+    assert json.loads(Folder(f"{place}/tiny").read_text("config.json"))["score_calibration"] is None
+    with pytest.raises(UserError, match="exists already"):
+        run_calibrate(f"{place}/tiny", f"{place}/set", url, answerer=Stutterer(f"{place}/set"), progress=False)
+
+
+def training(place, output, *overrides):
+    tree = {
+        "model": f"{place}/tiny",
+        "output": f"{place}/{output}",
+        "data": {"sets": [{"url": f"{place}/set", "tasks": {"detect": 1.0}}]},
+        "batch_size": 2,
+        "steps": 6,
+        "workers": 1,
+        "precision": "fp32",
+        "reader": {"ray": False},
+        "checkpoint": {"every": 2},
+        "log_every": 1,
+        "tracking": {"enabled": False},
+    }
+    return build_config(TrainConfig, tree, overrides)
+
+
+def start_training(config, folder):
+    """``padt train`` in a session of its own: Ray's workers get their addresses and keys from its environment."""
+    (folder / "train.yaml").write_text(config.to_yaml())
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli.main", "train", "-c", str(folder / "train.yaml")],
+        stdout=(folder / "log").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_there_to_the_same_model(place, object_store, tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert start_training(training(place, "whole"), tmp_path / "whole").wait(300) == 0
+    killed = training(place, "killed")
+    process = start_training(killed, tmp_path / "killed")
+    until = time.monotonic() + 200
+    while not object_store.glob(f"{place}/killed/checkpoints/step-*/state.json".removeprefix("s3://")):
+        assert process.poll() is None and time.monotonic() < until, (tmp_path / "killed" / "log").read_text()
+        object_store.invalidate_cache()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not Folder(f"{place}/killed/model").exists("config.json")
+    assert start_training(killed, tmp_path / "killed").wait(300) == 0, (tmp_path / "killed" / "log").read_text()
+    assert "goes on from the checkpoint of step" in (tmp_path / "killed" / "log").read_text()
+    result = run_train(killed)
+    assert result.skipped and result.steps == 6
+    weights = [load_model(resolve_model(f"{place}/{name}/model")).state_dict() for name in ("whole", "killed")]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    lines = Folder(killed.output).read_text("metrics.jsonl").splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == list(range(steps[0], 7)) and steps[0] <= 3
+
+
+def test_a_training_into_a_bucket_that_is_not_there_says_so_at_once(place, object_store):
+    config = training(place, "x").model_copy(update={"output": "s3://dta/run"})
+    with pytest.raises(UserError, match="s3://dta/run cannot be written: there is no bucket dta"):
+        run_train(config)
+    assert not object_store.exists("dta")
