@@ -4,7 +4,6 @@ A sample is one sentence (``refer``) or one image (``detect``, ``caption``). Ids
 and ``KEY:caption``; they are unique, and every metric counts by them. Truth is read from the shards without images.
 """
 
-import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from padt.data.image import ResizePolicy
 from padt.data.tasks import GROUNDED_TASKS
@@ -22,6 +20,7 @@ from padt.metrics.detect import TrueImage, TrueObject
 from padt.metrics.refer import ReferTarget
 from pipelines.dataset.index import SetIndex, load_index
 from pipelines.dataset.manifest import Manifest, open_set
+from pipelines.dataset.read import reading_shard
 from pipelines.dataset.schema import IMAGE_COLUMNS, OPTIONAL_COLUMNS, SHARD_SCHEMA
 
 
@@ -206,14 +205,8 @@ def _read_truth(index: SetIndex, order: np.ndarray) -> dict[int, dict[str, Any]]
     rows: dict[int, dict[str, Any]] = {}
     for shard in np.unique(index.shard[order]).tolist():
         wanted = order[index.shard[order] == shard]
-        location = posixpath.join(index.url, index.shards[shard])
-        try:
-            import fsspec
-
-            with fsspec.open(location, "rb") as handle:
-                table = pq.read_table(handle, columns=columns)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"Shard {location} cannot be read ({error}): prepare the data set again.") from error
+        with reading_shard(index.url, index.shards[shard]) as file:
+            table = file.read(columns=columns)
         found = table.take(pa.array(index.row[wanted])).to_pylist()
         rows.update(zip(wanted.tolist(), found, strict=True))
     return {int(number): rows[int(number)] for number in order}

@@ -3,7 +3,6 @@
 Images are not read: pyarrow takes the footers and the projected columns only.
 """
 
-import posixpath
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from padt.data.image import ResizePolicy
 from padt.errors import UserError
 from pipelines.dataset.manifest import open_set
+from pipelines.dataset.read import reading_shard
 
 Result = TypeVar("Result")
 
@@ -149,16 +148,8 @@ def map_shards(
 
 
 def _read_shard(url: str, path: str, columns: list[str]) -> pa.Table:
-    import fsspec
-
-    location = posixpath.join(url, path)
-    try:
-        with fsspec.open(location, "rb") as handle:
-            return pq.ParquetFile(handle).read(columns=columns)
-    except FileNotFoundError as error:
-        raise UserError(f"Shard {location} is missing: prepare the data set again.") from error
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"Shard {location} cannot be read: {error}. Prepare the data set again.") from error
+    with reading_shard(url, path) as file:
+        return file.read(columns=columns)
 
 
 def _facts(table: pa.Table) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
-"""Single rows of a prepared data set, read without touching more than their row group."""
+"""Shards of a prepared data set, opened for reading, and single rows read without more than their row group."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +10,46 @@ import pyarrow.parquet as pq
 
 from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest
+from pipelines.io.reading import is_local, transport_errors
 from pipelines.io.storage import Folder
+
+
+def open_shard(url: str, path: str, pre_buffer: bool = True) -> pq.ParquetFile:
+    """A Parquet file of a set, open for reading; its ``close(force=True)`` gives the file back.
+
+    Args:
+        url: folder of the set.
+        path: of the file below it.
+        pre_buffer: over a network, read together all that a call asks for: one read of a row group costs less than one
+            for each of its columns. False where a file is walked through, since all of it would be held.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it is missing or damaged.
+    """
+    folder = Folder(url)
+    return pq.ParquetFile(folder.fs.open(folder.path(path), "rb"), pre_buffer=pre_buffer and not is_local(folder.fs))
+
+
+@contextmanager
+def reading_shard(url: str, path: str, pre_buffer: bool = True) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a set, for the length of a block.
+
+    Raises:
+        UserError: the file is missing or damaged; names it.
+    """
+    try:
+        file = open_shard(url, path, pre_buffer)
+        try:
+            yield file
+        finally:
+            file.close(force=True)
+    except FileNotFoundError as error:
+        raise UserError(f"Shard {path} of {url} is missing: prepare the set again.") from error
+    except (pa.ArrowException, *transport_errors()) as error:
+        raise UserError(
+            f"Shard {path} of {url} is damaged or cannot be read ({error}): check the network, or prepare the "
+            "set again."
+        ) from error
 
 
 def read_row(url: str, manifest: Manifest, shard: int, row: int) -> dict[str, Any]:
@@ -18,7 +58,7 @@ def read_row(url: str, manifest: Manifest, shard: int, row: int) -> dict[str, An
     Raises:
         UserError: the shard is missing or damaged.
     """
-    with _Shard(url, manifest, shard) as file:
+    with reading_shard(url, manifest.shards[shard].path) as file:
         for group in range(file.metadata.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if row < rows:
@@ -39,7 +79,7 @@ def read_columns(url: str, manifest: Manifest, shard: int, columns: Sequence[str
     Raises:
         UserError: the shard is missing or damaged.
     """
-    with _Shard(url, manifest, shard) as file:
+    with reading_shard(url, manifest.shards[shard].path) as file:
         names = set(file.schema_arrow.names)
         return file.read(columns=[column for column in columns if column.partition(".")[0] in names])
 
@@ -57,7 +97,7 @@ def iterate_rows(url: str, manifest: Manifest, columns: Sequence[str], at_once: 
         UserError: a shard is missing or damaged.
     """
     for number in range(len(manifest.shards)):
-        with _Shard(url, manifest, number) as file:
+        with reading_shard(url, manifest.shards[number].path, pre_buffer=False) as file:
             names = set(file.schema_arrow.names)
             kept = [column for column in columns if column.partition(".")[0] in names]
             for batch in file.iter_batches(at_once, columns=kept):
@@ -85,31 +125,9 @@ def find_row(url: str, manifest: Manifest, key: str) -> dict[str, Any] | None:
         UserError: a shard is missing or damaged.
     """
     for number in range(len(manifest.shards)):
-        with _Shard(url, manifest, number) as file:
+        with reading_shard(url, manifest.shards[number].path) as file:
             table = file.read(columns=["key", "image_id"])
         found = pc.indices_nonzero(pc.or_(pc.equal(table["key"], key), pc.equal(table["image_id"], key)))
         if len(found):
             return read_row(url, manifest, number, found[0].as_py())
     return None
-
-
-class _Shard:
-    """An open Parquet file of a set; errors name the shard."""
-
-    def __init__(self, url: str, manifest: Manifest, number: int) -> None:
-        self._folder = Folder(url)
-        self._name = manifest.shards[number].path
-
-    def __enter__(self) -> pq.ParquetFile:
-        try:
-            self._file = self._folder.fs.open(self._folder.path(self._name), "rb")
-            return pq.ParquetFile(self._file)
-        except FileNotFoundError as error:
-            raise UserError(f"Shard {self._name} of {self._folder.url} is missing: prepare the set again.") from error
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"Shard {self._name} of {self._folder.url} is damaged ({error}): prepare the set again."
-            ) from error
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.read import reading_shard
 from pipelines.dataset.schema import CONSEQUENCES, EXCLUSION_REASONS, REJECT_REASONS
 from pipelines.io.storage import Folder
 
@@ -88,12 +87,8 @@ def left_out(url: str, key: str) -> list[LeftOut]:
 
 
 def _batches(url: str, name: str) -> Iterator[pa.RecordBatch]:
-    folder = Folder(url)
-    for file in folder.names(name):
+    for file in Folder(url).names(name):
         if not file.endswith(".parquet"):
             continue
-        try:
-            with folder.fs.open(folder.path(f"{name}/{file}"), "rb") as handle:
-                yield from pq.ParquetFile(handle).iter_batches(_ROWS_AT_ONCE)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{url}/{name}/{file} cannot be read ({error}): prepare the set again.") from error
+        with reading_shard(url, f"{name}/{file}", pre_buffer=False) as opened:
+            yield from opened.iter_batches(_ROWS_AT_ONCE)

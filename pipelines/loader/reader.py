@@ -22,8 +22,8 @@ from padt.data.collate import EncodedSample, collate
 from padt.data.tasks import TaskOptions
 from padt.errors import ImageError, UserError, check_range
 from pipelines.dataset.index import SetIndex
+from pipelines.dataset.read import open_shard
 from pipelines.io.images import read_image
-from pipelines.io.reading import is_local
 from pipelines.loader.mixture import SampleRef
 from pipelines.loader.plan import Plan
 from pipelines.loader.sample import Drawer
@@ -78,9 +78,10 @@ class RowReader:
         """
         shard = int(self._index.shard[number])
         key = self._index.keys[number].as_py()
-        location = posixpath.join(self._index.url, self._index.shards[shard])
+        path = self._index.shards[shard]
+        location = posixpath.join(self._index.url, path)
         try:
-            row = self._read(shard, int(self._index.row[number]), location)
+            row = self._read(shard, int(self._index.row[number]), path)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"Row {key} cannot be read from shard {location}: {error}. Prepare the data set again."
@@ -92,9 +93,9 @@ class RowReader:
                 image["bytes"] = self._linked_image(image["path"], key)
         return row
 
-    def _read(self, shard: int, position: int, location: str) -> dict[str, Any]:
+    def _read(self, shard: int, position: int, path: str) -> dict[str, Any]:
         if shard not in self._files:
-            self._files[shard] = _open(location)
+            self._files[shard] = _open(self._index.url, path)
         file, ends = self._files[shard]
         group = int(np.searchsorted(ends, position, side="right"))
         table = self._groups.pop((shard, group), None)
@@ -116,12 +117,8 @@ class RowReader:
             ) from error
 
 
-def _open(location: str) -> tuple[pq.ParquetFile, np.ndarray]:
-    import fsspec
-
-    # Over a network one read of a whole row group costs less than one for each of its columns.
-    opened = fsspec.open(location, "rb")
-    file = pq.ParquetFile(opened.open(), pre_buffer=not is_local(opened.fs))
+def _open(url: str, path: str) -> tuple[pq.ParquetFile, np.ndarray]:
+    file = open_shard(url, path)
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     return file, np.cumsum(sizes)
 
