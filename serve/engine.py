@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from ray import serve
 
-from padt.data.tasks import CAPTION_PROMPT
 from padt.errors import UserError
+from padt.inference.requests import Request, caption_request
 from serve.settings import AppArgs
 
 logger = logging.getLogger("ray.serve")
@@ -22,15 +22,13 @@ class Job:
 
     Attributes:
         image: upright, RGB.
-        task: ``detect``, ``refer``, ``caption`` or ``text``.
-        prompt: the user's turn.
+        request: what is asked about it.
         max_new_tokens: longest answer.
         masks: whether masks are asked for.
     """
 
     image: Image.Image
-    task: str
-    prompt: str
+    request: Request
     max_new_tokens: int
     masks: bool = True
 
@@ -45,7 +43,7 @@ class Outcome:
 
 def answer_jobs(model: Any, jobs: list[Job]) -> list[Outcome]:
     """Answer jobs together, as far as their settings agree; a job that is refused does not spoil the others."""
-    from padt.inference.predict import GenerationSettings, Request, predict
+    from padt.inference.predict import GenerationSettings, predict
 
     by_settings: dict[GenerationSettings, list[int]] = defaultdict(list)
     for index, job in enumerate(jobs):
@@ -53,9 +51,8 @@ def answer_jobs(model: Any, jobs: list[Job]) -> list[Outcome]:
     outcomes: list[Outcome] = [Outcome()] * len(jobs)
     for settings, indices in by_settings.items():
         batch = [jobs[index] for index in indices]
-        requests = [Request(job.task, job.prompt) for job in batch]
         try:
-            predictions = predict(model, [job.image for job in batch], requests, settings)
+            predictions = predict(model, [job.image for job in batch], [job.request for job in batch], settings)
             results = [Outcome(prediction.to_dict()) for prediction in predictions]
         except UserError as error:
             results = [Outcome(refusal=str(error))] if len(batch) == 1 else _one_by_one(model, batch)
@@ -89,7 +86,7 @@ class Engine:
 
     def _warm_up(self) -> None:
         # The first call pays for allocation and lazy imports; better here than in somebody's request.
-        answer_jobs(self._model, [Job(Image.new("RGB", (112, 112), "grey"), "caption", CAPTION_PROMPT, 4)])
+        answer_jobs(self._model, [Job(Image.new("RGB", (112, 112), "grey"), caption_request(), 4)])
 
     @serve.batch
     async def answer(self, jobs: list[Job]) -> list[Outcome]:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from http import HTTPStatus
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -14,8 +14,9 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from padt import __version__
-from padt.data.tasks import CAPTION_PROMPT, detect_prompt, refer_prompt
+from padt.data.tasks import TASK_NAMES
 from padt.errors import UserError
+from padt.inference.requests import ask
 from serve.engine import Job, Outcome
 from serve.reading import RequestError, read_image, read_request
 from serve.schemas import (
@@ -26,7 +27,6 @@ from serve.schemas import (
     PredictRequest,
     PredictResponse,
     Question,
-    Task,
 )
 from serve.settings import AppArgs
 
@@ -80,15 +80,10 @@ def to_job(question: Question, image: Image.Image, args: AppArgs) -> Job:
     if tokens > args.max_new_tokens:
         raise RequestError(422, "invalid_request", f"max_new_tokens: this server gives at most {args.max_new_tokens}.")
     try:
-        prompt = {
-            "detect": lambda: detect_prompt(question.names),
-            "refer": lambda: refer_prompt(question.sentence),
-            "caption": lambda: CAPTION_PROMPT,
-            "text": lambda: question.prompt,
-        }[question.task]()
+        asked = ask(question.task, question.words)
     except UserError as error:
         raise RequestError(422, "invalid_request", str(error)) from error
-    return Job(image, question.task, prompt, tokens, masks=question.mask == "rle")
+    return Job(image, asked, tokens, masks=question.mask == "rle")
 
 
 def to_response(
@@ -159,7 +154,7 @@ class Ingress:
     async def models(self) -> ModelList:
         """The model that is loaded."""
         facts = await self._engine.describe.remote()
-        card = ModelCard(id=self._args.name, source=facts["source"], device=facts["device"], tasks=list(get_args(Task)))
+        card = ModelCard(id=self._args.name, source=facts["source"], device=facts["device"], tasks=list(TASK_NAMES))
         return ModelList(data=[card])
 
     @api.get("/healthz", summary="Is the process alive")

@@ -1,10 +1,23 @@
 """What goes over HTTP: requests, answers and errors of ``/v1/predict`` and ``/v1/models``."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Task = Literal["detect", "refer", "caption", "text"]
+from padt.data.tasks import TASKS
+from padt.errors import UserError, look_up
+
+
+def _known(task: str) -> str:
+    try:
+        look_up("task", task, TASKS)
+    except UserError as error:
+        # In this form it becomes an answer about the field.
+        raise ValueError(str(error)) from error
+    return task
+
+
+Task = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(TASKS)})]
 
 
 class Question(BaseModel):
@@ -12,7 +25,7 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    task: Task = Field(description="detect needs `names`, refer needs `sentence`, text needs `prompt`.")
+    task: Task = Field(description="detect needs `names`, refer needs `sentence`, chat needs `prompt`.")
     names: list[str] = Field(default_factory=list, description="Classes to detect.", max_length=200)
     sentence: str = Field("", description="What to find, as in 'the red car on the left'.", max_length=2000)
     prompt: str = Field("", description="A free prompt, sent to the model as it is.", max_length=8000)
@@ -21,13 +34,19 @@ class Question(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> "Question":
-        needed = {"detect": "names", "refer": "sentence", "text": "prompt"}.get(self.task)
+        needed = TASKS[self.task].words
         if needed and not getattr(self, needed):
             raise ValueError(f"task '{self.task}' needs the field '{needed}'")
-        for field in ("names", "sentence", "prompt"):
-            if getattr(self, field) and field != needed:
-                raise ValueError(f"the field '{field}' does not belong to task '{self.task}'")
+        for task in TASKS.values():
+            if task.words and task.words != needed and getattr(self, task.words):
+                raise ValueError(f"the field '{task.words}' does not belong to task '{self.task}'")
         return self
+
+    @property
+    def words(self) -> Any:
+        """What the task names; None where it names nothing."""
+        needed = TASKS[self.task].words
+        return getattr(self, needed) if needed else None
 
 
 class PredictRequest(Question):

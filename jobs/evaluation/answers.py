@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.evaluation.samples import EvalSample
 from padt.data.image import open_image
-from padt.data.tasks import GROUNDED_TASKS
+from padt.data.tasks import GROUNDED_TASKS, TASKS
 from padt.errors import ImageError, UserError, install_command
 from pipelines.dataset.index import SetIndex, load_index
 from pipelines.loader.reader import RowReader
@@ -45,17 +45,14 @@ class ModelAnswerer:
     def load(self) -> Answerer:
         """Load the model."""
         from padt.checkpoints.loading import load_model
-        from padt.inference.predict import caption_request, detect_request, predict, refer_request
+        from padt.inference.predict import predict
+        from padt.inference.requests import ask
 
         model = load_model(self.path, **self.options)
 
         def answer(images: list[Any], samples: list[EvalSample]) -> list[dict[str, Any]]:
-            requests = []
-            for sample in samples:
-                if sample.task == "refer":
-                    requests.append(refer_request(sample.sentence or ""))
-                else:
-                    requests.append(detect_request(self.class_names) if sample.task == "detect" else caption_request())
+            words = [self.class_names if TASKS[one.task].words == "names" else one.sentence for one in samples]
+            requests = [ask(one.task, each) for one, each in zip(samples, words, strict=True)]
             found = predict(model, images, requests, self.settings)
             return [{**prediction.to_dict(), "tokens": len(prediction.token_ids)} for prediction in found]
 

@@ -14,6 +14,7 @@ from jobs.evaluation.samples import EvalSample, EvalSet, pixel_box
 from padt.data.image import open_image
 from padt.data.patches import unpack_patches
 from padt.data.rle import decode
+from padt.data.tasks import GROUNDED_TASKS
 from padt.errors import ImageError
 from padt.metrics.caption import CaptionAnswer, score_captions
 from padt.metrics.detect import score_detect
@@ -135,7 +136,7 @@ def contact_sheet_of(data: EvalSet, records: Sequence[Mapping[str, Any]], pictur
         prediction = record["prediction"] or {"objects": [], "text": ""}
         # The model's own grid, where it resizes otherwise than the set was prepared for.
         own = tuple(prediction.get("grid") or grid)
-        title = {"refer": f"refer: {sample.sentence}", "detect": "detect", "caption": "caption"}[sample.task]
+        title = sample.task if sample.sentence is None else f"{sample.task}: {sample.sentence}"
         drawn.append(draw_objects(image, _true_objects(row, sample), grid=grid, caption=_true_text(row, sample)))
         drawn.append(draw_objects(image, found_objects(prediction), grid=own, caption=readable(prediction["text"])))
         titles += [f"{title} (truth)", "prediction"]
@@ -174,7 +175,7 @@ def _true_text(row: Mapping[str, Any], sample: EvalSample) -> str | None:
 
 
 def _spread(data: EvalSet, pictures: int) -> list[EvalSample]:
-    groups = [group for task in ("refer", "detect", "caption") if (group := data.of_task(task))]
+    groups = [group for task in GROUNDED_TASKS if (group := data.of_task(task))]
     chosen: list[EvalSample] = []
     for position, group in enumerate(groups):
         share = pictures // len(groups) + (position < pictures % len(groups))

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from padt.data.image import ResizePolicy
 from padt.data.tasks import GROUNDED_TASKS
-from padt.errors import UserError
+from padt.errors import UserError, look_up
 from padt.metrics.caption import CaptionTarget
 from padt.metrics.detect import TrueImage, TrueObject
 from padt.metrics.refer import ReferTarget
@@ -138,8 +138,7 @@ def open_eval_set(url: str, tasks: Sequence[str] | None = None, limit: int | Non
         UserError: the folder is not a prepared set, a task is unknown, or the set has no truth for it.
     """
     for task in tasks or ():
-        if task not in GROUNDED_TASKS:
-            raise UserError(f"Task {task!r} is unknown: use {', '.join(GROUNDED_TASKS)}.")
+        look_up("Task", task, dict.fromkeys(GROUNDED_TASKS))
     if limit is not None and limit < 1:
         raise UserError(f"limit {limit} leaves nothing to evaluate: give 1 or more, or leave it out.")
     manifest = open_set(url)

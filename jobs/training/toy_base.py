@@ -31,7 +31,7 @@ from padt.data.image import ResizePolicy
 from padt.data.patches import coverage_of_rle, foreground
 from padt.data.processor import PaDTProcessor, image_processor
 from padt.data.rle import encode
-from padt.data.tasks import Sample, refer_prompt
+from padt.data.tasks import Sample, refer_answer, refer_prompt
 from padt.data.vrt import choose_vrts
 from padt.model.losses import LOSS_TERMS, LossSettings
 from padt.model.modeling import PaDTForConditionalGeneration
@@ -120,12 +120,11 @@ def conversation(
     expressions = [expressions[index] for index in rng.permutation(len(expressions))]
     asked: list[tuple[str, str, Shape | None]] = [(words, answer, None) for words, answer in talk[: phase.talking]]
     for expression in expressions[: phase.pointing]:
-        answer = f'The "{expression.text}" refers to '
-        asked.append((refer_prompt(expression.text), answer, scene.shapes[expression.shape]))
+        asked.append((refer_prompt(expression.text), expression.text, scene.shapes[expression.shape]))
     turns: list[Turn] = []
     for number, place in enumerate(rng.permutation(len(asked))):
-        words, answer, shape = asked[place]
-        content = (answer,) if shape is None else (answer, _group(scene, shape, rng), " in this image.")
+        words, said, shape = asked[place]
+        content = (said,) if shape is None else refer_answer(said, [_group(scene, shape, rng)])
         turns += [question(words, 1 if number == 0 else 0), Turn("assistant", content)]
     return processor.encode(Sample("base", "refer", (_as_photograph(scene.image),), tuple(turns)))
 

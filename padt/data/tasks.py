@@ -1,29 +1,36 @@
-"""Tasks: how a row of a data set becomes a prompt and an answer.
+"""Tasks: how a row of a data set becomes a prompt and an answer, and how a user's request becomes a prompt.
 
 A row is the dictionary that a shard stores (schema version 1): ``objects``, ``references``, ``captions`` and the image.
 Prompts and answers are worded as the released PaDT was trained (templates: paper, appendix; ``detect`` = OVD,
 ``refer`` = REC and RES, ``caption`` = RIC). ``chat`` rows are conversations, taken as they are.
+
+Every wording stands here once: training, estimates of length, exports, requests and the toy's base model take it from
+``TASKS`` and the functions beside it.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from padt.data.conversation import Group, ObjectTarget, Turn, question, read_messages
 from padt.data.patches import unpack_patches
 from padt.data.vrt import VRTRule, choose_vrts
-from padt.errors import UserError, check_range
+from padt.errors import UserError, check_range, look_up
 
-GROUNDED_TASKS = ("detect", "refer", "caption")
-TASKS = (*GROUNDED_TASKS, "chat")
 CAPTION_PROMPT = "Please describe this image."
 NO_OBJECTS = "No objects from the list are present in the image."
+_CLASSES = re.compile(r"detect the following objects: *(\[.*\])", re.DOTALL)
+_SENTENCE = re.compile(r'object this sentence describes: *"(.*)"', re.DOTALL)
+_DESCRIBE = re.compile(r"describe (?:this|the) image", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<\|Obj_(\d+)\|>")
 _BRACKET = re.compile(r"(\s*)\(((?:<\|Obj_\d+\|>[\s,]*)+)\)")
+
+Place = TypeVar("Place")
+"""What stands for an object in an answer: a ``Group``, or text such as ``<|Obj_3|>``."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,24 @@ def detect_prompt(names: Sequence[str]) -> str:
     return f"Please carefully check the image and detect the following objects: {listed}."
 
 
+def detect_answer(found: Sequence[tuple[str, Sequence[Place]]]) -> tuple[str | Place, ...]:
+    """Answer to a class list: each class that is there with the places of its objects (at least one)."""
+    if not found:
+        return (NO_OBJECTS,)
+    # The released preparation words one class differently from several.
+    single = len(found) == 1
+    if single:
+        pieces: list[str | Place] = ["There is " if len(found[0][1]) == 1 else "There are "]
+    else:
+        pieces = ["In this image, there are "]
+    for position, (name, places) in enumerate(found):
+        pieces.append(f'{", " if position else ""}{len(places)} "{name}" (')
+        pieces += _listed(places)
+        pieces.append(")")
+    pieces.append(" in this image." if single else ".")
+    return merge_text(pieces)
+
+
 def refer_prompt(sentence: str) -> str:
     """Prompt that asks for the object which a sentence describes.
 
@@ -119,25 +144,63 @@ def refer_prompt(sentence: str) -> str:
     return f'Please carefully check the image and detect the object this sentence describes: "{sentence}".'
 
 
+def refer_answer(sentence: str, places: Sequence[Place]) -> tuple[str | Place, ...]:
+    """Answer to a sentence: the places of what it describes, if anything."""
+    if not places:
+        return (NO_OBJECTS,)
+    return merge_text([f'The "{sentence}" refers to ', *_listed(places), " in this image."])
+
+
+def caption_prompt(_: Any = None) -> str:
+    """Prompt that asks for a description of the image."""
+    return CAPTION_PROMPT
+
+
+def free_prompt(words: str) -> str:
+    """Any words as a prompt.
+
+    Raises:
+        UserError: they are blank.
+    """
+    if not words.strip():
+        raise UserError("The prompt is blank: say what you want to know.")
+    return words
+
+
+def _listed(places: Sequence[Place]) -> list[str | Place]:
+    return [piece for number, place in enumerate(places) for piece in ((", ", place) if number else (place,))]
+
+
 def render(row: Mapping[str, Any], task: str, item: int, rng: np.random.Generator, options: TaskOptions) -> Sample:
     """Turn one row into one training sample.
 
     Args:
         row: a row of a shard (schema version 1).
         task: one of ``TASKS``.
-        item: which reference or caption of the row; ignored by ``detect`` and ``chat``.
+        item: which entry of the task's column of the row; ignored by tasks without one.
         rng: source of every draw (class list, order, VRTs); seed it from ``(seed, epoch, sample)`` alone.
         options: the draws' limits.
 
     Raises:
         UserError: the task is unknown, or the row has no such item or no class list for it.
     """
-    if task == "chat":
-        return _chat(row)
-    builders = {"detect": _detect, "refer": _refer, "caption": _caption}
-    if task not in builders:
-        raise UserError(f"Task {task!r} is unknown: use one of {', '.join(TASKS)}.")
-    prompt, answer = builders[task](row, item, rng, options)
+    return look_up("Task", task, TASKS).build(row, item, rng, options)
+
+
+def asked(prompt: str) -> tuple[str, Any] | None:
+    """What a prompt in our words asks: task and its words (class names, a sentence, None); None if it is another."""
+    if found := _CLASSES.search(prompt):
+        try:
+            names = json.loads(found.group(1))
+        except json.JSONDecodeError:
+            names = []
+        return "detect", tuple(name for name in names if isinstance(name, str))
+    if found := _SENTENCE.search(prompt):
+        return "refer", found.group(1)
+    return ("caption", None) if _DESCRIBE.search(prompt) else None
+
+
+def _sample(row: Mapping[str, Any], task: str, prompt: str, answer: Sequence[str | Group]) -> Sample:
     return Sample.single(row["key"], task, _source(row["image"]), prompt, answer)
 
 
@@ -145,7 +208,7 @@ def _source(image: Mapping[str, Any]) -> Any:
     return image["bytes"] if image.get("bytes") is not None else image["path"]
 
 
-def _chat(row: Mapping[str, Any]) -> Sample:
+def _chat(row, item, rng, options) -> Sample:
     if not row.get("messages"):
         raise UserError(f"Row {row['key']} holds no conversation: remove task 'chat' from its set's tasks.")
     stored = [row["image"], *(row.get("more_images") or ())] if row["image"] is not None else []
@@ -172,7 +235,7 @@ def _group(target: ObjectTarget, rng: np.random.Generator, options: TaskOptions,
     return Group(target=target, vrts=vrts)
 
 
-def _detect(row, item, rng, options):
+def _detect(row, item, rng, options) -> Sample:
     names = options.class_names
     if not names:
         raise UserError("Task 'detect' needs the class names of its data set: the manifest's categories are empty.")
@@ -198,53 +261,29 @@ def _detect(row, item, rng, options):
     # Nothing is drawn where the share is 0: the draws that follow stay those of the released recipe.
     if options.partial_lists and rng.random() < options.partial_lists:
         listed = listed[: int(rng.integers(1, len(listed) + 1))]
-    answered = [(name, by_name[name]) for name in listed if name in by_name and name not in crowded]
-    return detect_prompt(listed), _detect_answer(answered, rng, options, row)
+    answered = [
+        (name, [_group(target, rng, options, row) for target in by_name[name]])
+        for name in listed
+        if name in by_name and name not in crowded
+    ]
+    return _sample(row, "detect", detect_prompt(listed), detect_answer(answered))
 
 
-def _detect_answer(answered, rng, options, row) -> tuple[str | Group, ...]:
-    if not answered:
-        return (NO_OBJECTS,)
-    # The released preparation words one class differently from several.
-    single = len(answered) == 1
-    if single:
-        pieces: list[str | Group] = ["There is " if len(answered[0][1]) == 1 else "There are "]
-    else:
-        pieces = ["In this image, there are "]
-    for position, (name, targets) in enumerate(answered):
-        pieces.append(f'{", " if position else ""}{len(targets)} "{name}" (')
-        for count, target in enumerate(targets):
-            if count:
-                pieces.append(", ")
-            pieces.append(_group(target, rng, options, row))
-        pieces.append(")")
-    pieces.append(" in this image." if single else ".")
-    return merge_text(pieces)
-
-
-def _refer(row, item, rng, options):
+def _refer(row, item, rng, options) -> Sample:
     reference = _item(row, "references", item)
     sentence = reference["text"]
     targets = [object_target(row, index, label=sentence) for index in reference["objects"]]
-    targets = [target for target in targets if target.patches]
-    if not targets:
-        return refer_prompt(sentence), (NO_OBJECTS,)
-    pieces: list[str | Group] = [f'The "{sentence}" refers to ']
-    for count, target in enumerate(targets):
-        if count:
-            pieces.append(", ")
-        pieces.append(_group(target, rng, options, row))
-    pieces.append(" in this image.")
-    return refer_prompt(sentence), merge_text(pieces)
+    groups = [_group(target, rng, options, row) for target in targets if target.patches]
+    return _sample(row, "refer", refer_prompt(sentence), refer_answer(sentence, groups))
 
 
-def _caption(row, item, rng, options):
+def _caption(row, item, rng, options) -> Sample:
     caption = _item(row, "captions", item)
     targets = [object_target(row, index) for index in caption["objects"]]
     pieces: list[str | Group] = []
     for position, part in enumerate(_PLACEHOLDER.split(_without_lost(caption["text"], targets))):
         pieces.append(part if position % 2 == 0 else _group(targets[int(part)], rng, options, row))
-    return CAPTION_PROMPT, merge_text(pieces)
+    return _sample(row, "caption", CAPTION_PROMPT, merge_text(pieces))
 
 
 def _without_lost(text: str, targets: Sequence[ObjectTarget]) -> str:
@@ -267,12 +306,48 @@ def _item(row, column, item):
     return row[column][item]
 
 
-def merge_text(pieces: Sequence[str | Group]) -> tuple[str | Group, ...]:
+def merge_text(pieces: Sequence[str | Place]) -> tuple[str | Place, ...]:
     """Join neighbouring text pieces and drop empty ones, so that tokens are those of the whole text."""
-    merged: list[str | Group] = []
+    merged: list[str | Place] = []
     for piece in pieces:
         if isinstance(piece, str) and merged and isinstance(merged[-1], str):
             merged[-1] += piece
         elif piece != "":
             merged.append(piece)
     return tuple(merged)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row.
+
+    Attributes:
+        prompt: words of the question, from what a request names.
+        build: a training sample from a row of a shard: ``(row, item, rng, options)``.
+        needs: what a data set must hold for it, in words.
+        words: what a request names: ``names`` of classes, a ``sentence``, a free ``prompt``; None for nothing.
+        column: column of a row that holds its items; None: a row is one item.
+        answer: words of the answer, from the item's text and the places of its objects; None where the item's text
+            is the answer, or is no single text.
+        grounded: whether it needs a picture, and its answers point at objects.
+    """
+
+    prompt: Callable[[Any], str]
+    build: Callable[[Mapping[str, Any], int, np.random.Generator, TaskOptions], Sample]
+    needs: str
+    words: str | None = None
+    column: str | None = None
+    answer: Callable[[str, Sequence[Any]], tuple[Any, ...]] | None = None
+    grounded: bool = True
+
+
+TASKS = {
+    "detect": Task(detect_prompt, _detect, "images", "names"),
+    "refer": Task(refer_prompt, _refer, "referring sentences", "sentence", "references", refer_answer),
+    "caption": Task(caption_prompt, _caption, "captions", column="captions"),
+    "chat": Task(free_prompt, _chat, "conversations", "prompt", grounded=False),
+}
+"""All tasks by name. Their order numbers them in plans of training."""
+
+TASK_NAMES = tuple(TASKS)
+GROUNDED_TASKS = tuple(name for name, task in TASKS.items() if task.grounded)

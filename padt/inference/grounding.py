@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from padt.data.image import ImageSource
 from padt.data.rle import encode
+from padt.data.tasks import TASKS
 from padt.errors import UserError
 from padt.inference.answer_parser import AnswerGroup, AnswerParser
 from padt.inference.generation import end_token_ids
@@ -100,7 +101,7 @@ def prepare_questions(
     if processor is None:
         raise UserError("The model has no processor: load it with padt.load_model(path).")
     for group, request in zip(images, requests, strict=True):
-        if not group and request.task != "text":
+        if not group and TASKS[request.task].grounded:
             raise UserError(f"A {request.task!r} request needs an image: give one.")
     inputs, pictures = processor.prompt_inputs(images, [request.prompt for request in requests])
     inputs = {name: value.to(model.device) for name, value in inputs.items()}

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from padt.data.conversation import Turn, check_turns, read_chat
 from padt.data.image import ImageSource
-from padt.data.tasks import CAPTION_PROMPT, detect_prompt, refer_prompt
-from padt.errors import UserError
+from padt.data.tasks import TASKS
+from padt.errors import UserError, look_up
 
 Images = ImageSource | Sequence[ImageSource]
 
@@ -19,12 +19,31 @@ class Request:
     """What is asked about a picture, about several, or about none.
 
     Attributes:
-        task: ``detect``, ``refer``, ``caption`` or ``text``; only ``text`` goes without a picture.
+        task: one of ``padt.data.tasks.TASKS``; those that are not grounded go without a picture too.
         prompt: the user's words, with the pictures before them; or a conversation that ends with the user's turn.
+
+    Raises:
+        UserError: the task is unknown (names the nearest).
     """
 
     task: str
     prompt: str | tuple[Turn, ...]
+
+    def __post_init__(self) -> None:
+        look_up("Task", self.task, TASKS)
+
+
+def ask(task: str, words: Any = None) -> Request:
+    """A request of a task.
+
+    Args:
+        task: one of ``padt.data.tasks.TASKS``.
+        words: what it names: class names, a sentence, a free prompt; None for ``caption``.
+
+    Raises:
+        UserError: the task is unknown, or the words are blank.
+    """
+    return Request(task, look_up("Task", task, TASKS).prompt(words))
 
 
 @dataclass(frozen=True)
@@ -65,17 +84,17 @@ class GenerationSettings:
 
 def detect_request(names: Sequence[str]) -> Request:
     """Find every object of the named classes."""
-    return Request("detect", detect_prompt(names))
+    return ask("detect", names)
 
 
 def refer_request(sentence: str) -> Request:
     """Find the object that a sentence describes."""
-    return Request("refer", refer_prompt(sentence))
+    return ask("refer", sentence)
 
 
 def caption_request() -> Request:
     """Describe the picture, every noun grounded."""
-    return Request("caption", CAPTION_PROMPT)
+    return ask("caption")
 
 
 def text_request(prompt: str) -> Request:
@@ -84,9 +103,7 @@ def text_request(prompt: str) -> Request:
     Raises:
         UserError: the prompt is blank.
     """
-    if not prompt.strip():
-        raise UserError("The prompt is blank: say what you want to know.")
-    return Request("text", prompt)
+    return ask("chat", prompt)
 
 
 def chat_request(messages: Sequence[Mapping[str, Any]], files: bool = True) -> tuple[list[ImageSource], Request]:
@@ -109,7 +126,7 @@ def chat_request(messages: Sequence[Mapping[str, Any]], files: bool = True) -> t
     turns, sources = read_chat(messages)
     check_turns(turns, len(sources), answered=False)
     pictures = [_embedded(source, files) if isinstance(source, str) else source for source in sources]
-    return pictures, Request("text", turns)
+    return pictures, Request("chat", turns)
 
 
 def _embedded(text: str, files: bool) -> ImageSource:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from padt.data.image import ResizePolicy
+from padt.data.tasks import TASKS
 from padt.errors import UserError
 from pipelines.dataset.manifest import open_set
 from pipelines.dataset.read import reading_shard
@@ -81,13 +82,14 @@ class SetIndex:
     def items(self, task: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows and item numbers of all samples of a task: int32 ``(samples,)`` both, rows ascending."""
         rows = np.arange(len(self), dtype=np.int32)
-        if task in ("detect", "chat"):
-            rows = rows[(self.turns > 0) == (task == "chat")]
+        column = TASKS[task].column
+        if column is None:
+            rows = rows[(self.turns > 0) != TASKS[task].grounded]
             return rows, np.zeros(len(rows), dtype=np.int32)
-        each = self.references if task == "refer" else self.captions
+        each = getattr(self, column)
         item_rows = np.repeat(rows, each)
         items = positions(each)
-        if task == "refer":
+        if column == "references":
             return item_rows[self.reference_ok], items[self.reference_ok]
         return item_rows, items
 

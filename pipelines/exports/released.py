@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from padt.data.patches import unpack_patches
-from padt.data.tasks import CAPTION_PROMPT, NO_OBJECTS, detect_prompt, refer_prompt
+from padt.data.tasks import CAPTION_PROMPT, detect_answer, detect_prompt, refer_answer, refer_prompt
 from pipelines.exports.base import Exported, ExportedSet, id_of, write_lines
 from pipelines.io.storage import Folder
 
@@ -34,22 +34,14 @@ def _detections(source: ExportedSet) -> Iterator[dict[str, Any]]:
             if released["patches"]:
                 by_name[item["label"]].append(released)
         objects = [each for name in names for each in by_name[name]]
-        present = [(name, len(by_name[name])) for name in names if by_name[name]]
-        yield _line(source, row, "ovd", detect_prompt(names), _listing(present), objects)
+        places = iter(_places(len(objects)))
+        present = [(name, [next(places) for _ in by_name[name]]) for name in names if by_name[name]]
+        yield _line(source, row, "ovd", detect_prompt(names), "".join(detect_answer(present)), objects)
 
 
-def _listing(present: list[tuple[str, int]]) -> str:
-    """The answer to a class list: number, name and places of each class that is there."""
-    if not present:
-        return NO_OBJECTS
-    parts, first = [], 0
-    for name, count in present:
-        places = ", ".join(f"<|Obj_{first + number}|>" for number in range(count))
-        parts.append(f'{count} "{name}" ({places})')
-        first += count
-    if len(present) == 1:
-        return f"There {'is' if present[0][1] == 1 else 'are'} {parts[0]} in this image."
-    return f"In this image, there are {', '.join(parts)}."
+def _places(count: int) -> list[str]:
+    """What stands for the objects of an answer."""
+    return [f"<|Obj_{number}|>" for number in range(count)]
 
 
 def _sentences(source: ExportedSet) -> Iterator[dict[str, Any]]:
@@ -57,8 +49,7 @@ def _sentences(source: ExportedSet) -> Iterator[dict[str, Any]]:
         for reference in row["references"]:
             text = reference["text"]
             objects = [_object(row, row["objects"][place], text) for place in reference["objects"]]
-            places = ", ".join(f"<|Obj_{number}|>" for number in range(len(objects)))
-            answer = f'The "{text}" refers to {places} in this image.' if objects else NO_OBJECTS
+            answer = "".join(refer_answer(text, _places(len(objects))))
             ids = {"ref_id": reference["ref_id"], "sent_id": reference["sent_id"]}
             yield _line(source, row, "rec", refer_prompt(text), answer, objects) | ids
 

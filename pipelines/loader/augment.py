@@ -16,6 +16,7 @@ from PIL import Image
 from padt.data.image import MAX_ASPECT_RATIO, PATCH, ResizePolicy, open_image
 from padt.data.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
 from padt.data.rle import area, bounds, crop, mirror
+from padt.data.tasks import TASKS
 from padt.errors import UserError, check_range
 from pipelines.loader.mirror_text import mirror_text
 
@@ -167,7 +168,7 @@ def _lost(row: Row, seen: Row) -> bool:
 
 
 def _texts(row: Row, task: str) -> list[str]:
-    column = {"refer": "references", "caption": "captions"}.get(task)
+    column = TASKS[task].column
     return [entry["text"] for entry in row[column]] if column else []
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from padt.data.tasks import CAPTION_PROMPT, NO_OBJECTS, TaskOptions, detect_prompt, refer_prompt
+from padt.data.tasks import NO_OBJECTS, TASKS, Task, TaskOptions, detect_answer, detect_prompt
 from pipelines.dataset.index import SetIndex, bit_counts, counts, flat, map_shards, sums
 
 _COLUMNS = [
@@ -27,7 +27,8 @@ _COLUMNS = [
 ]
 _TEXTS_PER_SHARD = 200
 _TEXTS = 2000
-# Around a class of an answer: `, 12 "..." (` and `)`; around a turn of a conversation: role and end.
+# At least so many around a class of an answer (`, 12 "..." (` and `)`) and around the answer; around a turn of a
+# conversation: role and end.
 _CLASS_FRAME = 10
 _TURN_FRAME = 8
 
@@ -123,24 +124,33 @@ def set_lengths(
     names = sorted((length(f'"{name}", ') for name in index.class_names), reverse=True)[: options.max_names]
     labels = TextLine.above(index.class_names, measure)
     nothing = length(NO_OBJECTS)
-    sentence = lines["references"].tokens(fact["reference_bytes"] + extra_bytes)
-    answered = length('The "x" refers to  in this image.') + sentence + fact["reference_vrts"]
-    listed = labels.tokens(fact["label_bytes"], fact["labels"]) + _CLASS_FRAME * fact["labels"] + fact["object_vrts"]
+    one, two, three = (length("".join(detect_answer([("x", [""])] * count))) for count in (1, 2, 3))
+    # A number of two digits instead of one.
+    each = max(_CLASS_FRAME, three - two + 1 - length("x"))
+    around = max(_CLASS_FRAME, one - each - length("x"), two - 2 * (each + length("x")))
+    listed = labels.tokens(fact["label_bytes"], fact["labels"]) + each * fact["labels"] + fact["object_vrts"]
+
+    def item_length(task: Task, column: str) -> np.ndarray:
+        text = lines[column].tokens(fact[f"{column}_bytes"] + (extra_bytes if column == "references" else 0))
+        points = text + fact[f"{column}_vrts"]
+        question = frame + length(task.prompt("x")) + (text if task.words else 0)
+        if task.answer is None:
+            return question + points
+        return question + np.maximum(length("".join(task.answer("x", [""]))) + points, nothing)
+
+    items = {name: (task, task.column) for name, task in TASKS.items() if task.column is not None}
     turns = lines["messages"].tokens(index.characters, index.turns)
     return SetLengths(
         patches=index.grid_h.astype(np.int64) * index.grid_w + index.more_patches,
         by_task={
-            "detect": frame + length(detect_prompt(["x"])) + sum(names) + np.maximum(listed + _CLASS_FRAME, nothing),
-            "refer": frame + length(refer_prompt("x")) + sentence + np.maximum(answered, nothing),
-            "caption": frame
-            + length(CAPTION_PROMPT)
-            + lines["captions"].tokens(fact["caption_bytes"])
-            + fact["caption_vrts"],
+            "detect": frame + length(detect_prompt(["x"])) + sum(names) + np.maximum(listed + around, nothing),
             "chat": frame + _TURN_FRAME * index.turns.astype(np.int64) + turns,
+            **{name: item_length(task, column) for name, (task, column) in items.items()},
         },
         first={
-            "refer": np.cumsum(index.references, dtype=np.int64) - index.references,
-            "caption": np.cumsum(index.captions, dtype=np.int64) - index.captions,
+            name: np.cumsum(count, dtype=np.int64) - count
+            for name, (_, column) in items.items()
+            for count in [getattr(index, column)]
         },
     )
 
@@ -170,14 +180,14 @@ def _facts(
     }
     texts: dict[str, list[str]] = {"messages": []}
     starts = np.cumsum(per_row) - per_row
-    for name in ("reference", "caption"):
-        lists = flat(table[f"{name}s"])
+    for name in ("references", "captions"):
+        lists = flat(table[name])
         items = lists.flatten()
         targets = items.field("objects")
         numbers = np.repeat(np.repeat(starts, counts(lists)), counts(targets)) + np.asarray(targets.flatten())
         facts[f"{name}_bytes"] = np.asarray(pc.fill_null(pc.binary_length(items.field("text")), 0))
         facts[f"{name}_vrts"] = sums(counts(targets), vrts[numbers.astype(np.int64)])
-        texts[f"{name}s"] = _some(items.field("text"))
+        texts[name] = _some(items.field("text"))
     if "messages" in table.column_names:
         texts["messages"] = _some(flat(table["messages"]).flatten().field("content"))
     return facts, texts

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from padt.data.tasks import GROUNDED_TASKS, TASKS
+from padt.data.tasks import GROUNDED_TASKS, TASK_NAMES, TASKS
 from padt.errors import check_range, look_up
 from pipelines.dataset.index import SetIndex, positions
 from pipelines.loader.shuffle import stream
@@ -44,7 +44,7 @@ class SetSpec:
     def __post_init__(self) -> None:
         here = f"of the data set {self.url}"
         for task, visits in self.tasks.items():
-            look_up(f"Tasks {here}: task", task, dict.fromkeys(TASKS))
+            look_up(f"Tasks {here}: task", task, TASKS)
             check_range(f"tasks.{task} {here}", visits, 0)
         for task, share in self.negatives.items():
             # Only these can ask for what is not there.
@@ -169,7 +169,7 @@ class Mixture:
 
     def _items(self, spec: SetSpec, index: SetIndex, task: str, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         rows, items = index.items(task)
-        if spec.items_per_image is None or task in ("detect", "chat") or len(rows) == 0:
+        if spec.items_per_image is None or TASKS[task].column is None or len(rows) == 0:
             return rows, items
         # Turn k of an image with n items takes items k*cap .. (k+1)*cap - 1 modulo n: all come before any comes again.
         first = np.concatenate([[True], rows[1:] != rows[:-1]])
@@ -183,7 +183,7 @@ class Mixture:
     def ref(self, samples: Samples, number: int) -> SampleRef:
         """One of the samples, with its names."""
         place, row = int(samples.set[number]), int(samples.row[number])
-        task, repeat = TASKS[samples.task[number]], int(samples.repeat[number])
+        task, repeat = TASK_NAMES[samples.task[number]], int(samples.repeat[number])
         items = tuple(int(item) for item in samples.items[number] if item >= 0)
         key = self.indices[place].keys[row].as_py()
         identity = f"{self.names[place]}|{key}|{task}|{'+'.join(map(str, items))}|{repeat}"

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from padt.data.image import ResizePolicy
-from padt.data.tasks import TASKS, TaskOptions
+from padt.data.tasks import TASK_NAMES, TASKS, TaskOptions
 from padt.errors import UserError
 from pipelines.dataset.index import SetIndex, load_index
 from pipelines.loader.augment import AugmentOptions
@@ -88,7 +88,7 @@ class Plan:
                     filled = column >= 0
                     tokens[mine[filled]] += lengths.tokens(task, rows[filled], column[filled])
                 patches[mine] = lengths.patches[rows]
-                if self.augment is not None and spec.augment and task != "chat":
+                if self.augment is not None and spec.augment and TASKS[task].grounded:
                     grids = index.grid_h[rows].astype(np.int64), index.grid_w[rows].astype(np.int64)
                     scales = samples.scale[mine] if samples.scale is not None else np.ones(len(mine))
                     patches[mine] = self.augment.largest_grid(*grids, scales, index.policy)
@@ -323,7 +323,7 @@ def _check_plan(plan: Plan) -> None:
 
 def _smallest(plan: Plan, name: str, task: str) -> str:
     samples = plan.drawn(0)
-    mine = (samples.set == plan.mixture.names.index(name)) & (samples.task == TASKS.index(task))
+    mine = (samples.set == plan.mixture.names.index(name)) & (samples.task == TASK_NAMES.index(task))
     tokens, patches = (values[mine].min() for values in plan.sizes(samples))
     return f"the smallest has {tokens} tokens and {patches} patches by estimate"
 
@@ -331,10 +331,9 @@ def _smallest(plan: Plan, name: str, task: str) -> str:
 def _check_tasks(spec: SetSpec, index: SetIndex) -> None:
     for task, visits in spec.tasks.items():
         if visits > 0 and len(index.items(task)[0]) == 0:
-            missing = {"refer": "referring sentences", "caption": "captions", "chat": "conversations"}.get(
-                task, "images"
-            )
             hint = "; conversations are trained on with tasks: {chat: 1}" if len(index.items("chat")[0]) else ""
-            raise UserError(f"The data set {spec.url} has no {missing}: remove task {task!r} from its tasks{hint}.")
+            raise UserError(
+                f"The data set {spec.url} has no {TASKS[task].needs}: remove task {task!r} from its tasks{hint}."
+            )
         if visits > 0 and task == "detect" and not index.class_names:
             raise UserError(f"The data set {spec.url} has no categories: remove task 'detect' from its tasks.")

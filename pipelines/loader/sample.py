@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from padt.data.conversation import ImagePlace, Turn
-from padt.data.tasks import Sample, TaskOptions, render
+from padt.data.tasks import TASKS, Sample, TaskOptions, render
 from pipelines.loader.augment import augment
 from pipelines.loader.mixture import SampleRef
 from pipelines.loader.negatives import absent_classes, absent_reference
 from pipelines.loader.plan import Plan
 from pipelines.loader.shuffle import stream
-
-_ITEMS = {"refer": "references", "caption": "captions"}
 
 
 class Drawer:
@@ -39,7 +37,7 @@ class Drawer:
             UserError: the row lacks what the task needs, or its picture cannot be read.
         """
         rng = ref.rng(self._seed, epoch)
-        if ref.task == "chat":
+        if not TASKS[ref.task].grounded:
             return render(row, ref.task, 0, rng, self._options)
         options = self._options
         row = _only(row, ref)
@@ -74,7 +72,7 @@ class Drawer:
 def _only(row: dict[str, Any], ref: SampleRef) -> dict[str, Any]:
     """The row with no sentence or caption but the sample's, numbered from 0."""
     kept: dict[str, Any] = {"references": [], "captions": []}
-    column = _ITEMS.get(ref.task)
+    column = TASKS[ref.task].column
     if column is not None:
         kept[column] = [row[column][item] for item in ref.items]
     return {**row, **kept}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from padt.data.tasks import asked
 from padt.errors import UserError
 from pipelines.dataset.manifest import Category
 from pipelines.sources.base import (
@@ -33,9 +34,6 @@ _LINES = "File of JSON lines"
 UNLABELLED = "object"
 """Category of objects that no detection line names."""
 
-_CLASSES = re.compile(r"detect the following objects: *(\[.*\])", re.DOTALL)
-_SENTENCE = re.compile(r'object this sentence describes: *"(.*)"', re.DOTALL)
-_DESCRIBE = re.compile(r"describe (?:this|the) image", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<\|Obj_(\d{1,9})\|>")
 _COCO_NAME = re.compile(r"^(?:COCO_\w+_)?(\d{12})$")
 
@@ -149,15 +147,13 @@ def _question(value: Mapping[str, Any]) -> _Question | None:
     text = first.get("value") if isinstance(first, dict) else None
     if not isinstance(text, str):
         return None
-    if found := _CLASSES.search(text):
-        try:
-            classes = json.loads(found.group(1))
-        except json.JSONDecodeError:
-            classes = []
-        return _Question("detect", classes=tuple(plain_text(name) for name in classes if isinstance(name, str)))
-    if found := _SENTENCE.search(text):
-        return _Question("refer", sentence=found.group(1))
-    return _Question("caption") if _DESCRIBE.search(text) else None
+    found = asked(text)
+    if found is None:
+        return None
+    task, words = found
+    if task == "detect":
+        return _Question(task, classes=tuple(plain_text(name) for name in words))
+    return _Question(task, sentence=words or "")
 
 
 def _asked(line: Line, image_id: str, ann_ids: list[int]) -> Iterator[Piece | Reject]:

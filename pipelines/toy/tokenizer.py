@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from padt.data.patches import pack_patches
-from padt.data.tasks import GROUNDED_TASKS, NO_OBJECTS, Sample, TaskOptions, render
+from padt.data.tasks import GROUNDED_TASKS, NO_OBJECTS, TASKS, Sample, TaskOptions, render
 from pipelines.toy.language import NUMBER_WORDS, grounded_captions, plain_turns, referring_expressions
 from pipelines.toy.scenes import CATEGORY_NAMES, COLOURS, KINDS, SIZES, Scene, draw_scene, scene_rng
 
@@ -96,8 +96,9 @@ def corpus() -> Iterator[str]:
         rng = scene_rng(_CORPUS_SEED, 0, number)
         scene = draw_scene(rng)
         row = _row(scene, rng)
-        for task, items in zip(GROUNDED_TASKS, (1, len(row["references"]), len(row["captions"])), strict=True):
-            for item in range(items):
+        for task in GROUNDED_TASKS:
+            column = TASKS[task].column
+            for item in range(len(row[column]) if column else 1):
                 yield from _texts(render(row, task, item, rng, options))
         for question, answer in plain_turns(scene, rng):
             yield from (question, answer)

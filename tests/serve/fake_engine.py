@@ -13,11 +13,11 @@ class FakeEngine:
     """Answers at once; the prompts 'slow', 'refuse' and 'crash' do what they say."""
 
     async def answer(self, job: Job) -> Outcome:
-        if "slow" in job.prompt:
+        if "slow" in job.request.prompt:
             await asyncio.sleep(2.0)
-        if "refuse" in job.prompt:
+        if "refuse" in job.request.prompt:
             return Outcome(refusal="The prompt says so: ask for something else.")
-        if "crash" in job.prompt:
+        if "crash" in job.request.prompt:
             raise RuntimeError("the engine's own secret details")
         width, height = job.image.size
         thing = PredictedObject(
@@ -31,7 +31,7 @@ class FakeEngine:
             complete=True,
         )
         frames = (Frame(width, height, (2, 3)),)
-        return Outcome(Prediction(f"{job.task} <|VRT_0|><|VRT_1|>", (thing,), frames).to_dict())
+        return Outcome(Prediction(f"{job.request.task} <|VRT_0|><|VRT_1|>", (thing,), frames).to_dict())
 
     async def describe(self) -> dict[str, str]:
         return {"source": "/models/fake", "device": "cpu"}

@@ -75,11 +75,11 @@ def test_masks_can_be_left_out(client: httpx.Client) -> None:
         ({"task": "detect"}, 422, "invalid_request"),
         ({"task": "refer", "sentence": "  "}, 422, "invalid_request"),
         ({"max_new_tokens": 65}, 422, "invalid_request"),
-        ({"task": "text", "prompt": "refuse"}, 422, "invalid_request"),
+        ({"task": "chat", "prompt": "refuse"}, 422, "invalid_request"),
         ({"image": base64.b64encode(b"no picture").decode()}, 422, "image_unreadable"),
         ({"image": base64.b64encode(encoded(300, 300)).decode()}, 413, "image_too_large"),
         ({"image": "A" * 300_000}, 413, "body_too_large"),
-        ({"task": "text", "prompt": "slow"}, 504, "timeout"),
+        ({"task": "chat", "prompt": "slow"}, 504, "timeout"),
     ],
 )
 def test_refusals_have_a_code_and_a_message(client: httpx.Client, fields: dict, status: int, code: str) -> None:
@@ -101,7 +101,7 @@ def test_a_body_without_length_is_cut_off_too(client: httpx.Client) -> None:
 
 
 def test_a_crash_tells_no_secrets(client: httpx.Client) -> None:
-    answer = ask(client, task="text", prompt="crash")
+    answer = ask(client, task="chat", prompt="crash")
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert answer.json()["error"]["code"] == "internal_error"
@@ -109,7 +109,7 @@ def test_a_crash_tells_no_secrets(client: httpx.Client) -> None:
 
 def test_overload_is_answered_with_retry_after(client: httpx.Client) -> None:
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: ask(client, task="text", prompt="slow"), range(8)))
+        answers = list(pool.map(lambda _: ask(client, task="chat", prompt="slow"), range(8)))
     refused = [answer for answer in answers if answer.status_code == 503]
     assert refused, [answer.status_code for answer in answers]
     assert all(answer.headers["retry-after"] == "3" for answer in refused)

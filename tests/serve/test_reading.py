@@ -35,7 +35,8 @@ def test_base64_and_data_url_give_the_same_bytes() -> None:
     [
         ({"task": "detect"}, "task 'detect' needs the field 'names'"),
         ({"task": "refer"}, "task 'refer' needs the field 'sentence'"),
-        ({"task": "guess"}, "task: Input should be 'detect'"),
+        ({"task": "dtect"}, r"task: task 'dtect' is unknown: did you mean detect\?"),
+        ({"task": 7}, "task: Input should be a valid string"),
         ({"names": ["cat"]}, "'names' does not belong to task 'caption'"),
         ({"treshold": 0.5}, "treshold: Extra inputs"),
         ({"max_new_tokens": 0}, "max_new_tokens"),

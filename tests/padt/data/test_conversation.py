@@ -198,7 +198,7 @@ def test_a_conversation_goes_on_from_an_answer_with_its_vrts(random_model):
     (answer,) = predict(random_model, [[first, second]], ["where?"], settings)
     assert any(token >= ROWS for token in answer.token_ids)
     processor = random_model.processor
-    asked = Request("text", (question("where?", 2), answer.turn, user("again?")))
+    asked = Request("chat", (question("where?", 2), answer.turn, user("again?")))
     inputs, _ = processor.prompt_inputs([[first, second]], [asked.prompt])
     before = processor.prompt_ids("where?", [6, 4])
     said = [token for token in answer.token_ids if token != processor.end_token_id]

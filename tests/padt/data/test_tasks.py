@@ -8,8 +8,23 @@ import pytest
 
 from padt.data.conversation import Group
 from padt.data.patches import pack_patches
-from padt.data.tasks import CAPTION_PROMPT, NO_OBJECTS, TaskOptions, detect_prompt, merge_text, refer_prompt, render
+from padt.data.tasks import (
+    CAPTION_PROMPT,
+    NO_OBJECTS,
+    TASKS,
+    Sample,
+    Task,
+    TaskOptions,
+    asked,
+    detect_answer,
+    detect_prompt,
+    merge_text,
+    refer_answer,
+    refer_prompt,
+    render,
+)
 from padt.errors import UserError
+from padt.inference.requests import ask
 from tests.conftest import shared_path
 
 NAMES = ("person", "car", "dog", "cup", "traffic light")
@@ -207,8 +222,8 @@ def test_the_same_seed_gives_the_same_sample_and_another_another():
 
 def test_what_a_row_does_not_have_is_named():
     row = row_of([entry("dog")])
-    with pytest.raises(UserError, match="Task 'count' is unknown: use one of detect, refer, caption"):
-        render(row, "count", 0, rng(), ALL_NAMES)
+    with pytest.raises(UserError, match=r"Task 'captoin' is unknown: did you mean caption\?"):
+        render(row, "captoin", 0, rng(), ALL_NAMES)
     with pytest.raises(UserError, match="set/val/1 has 0 references, so there is no item 0"):
         render(row, "refer", 0, rng(), ALL_NAMES)
     with pytest.raises(UserError, match="class names"):
@@ -236,3 +251,32 @@ def test_captions_leave_no_empty_brackets_where_an_object_has_no_patch():
         (3,),
         ") by a cup.",
     ]
+
+
+def test_a_question_in_our_words_is_read_back():
+    assert asked(detect_prompt(["dog", 'a "cat"', "ü"])) == ("detect", ("dog", 'a "cat"', "ü"))
+    assert asked(refer_prompt('the "left" dog')) == ("refer", 'the "left" dog')
+    assert asked(CAPTION_PROMPT) == ("caption", None)
+    assert asked("How many dogs are there?") is None
+
+
+def test_answers_are_worded_the_same_around_text_and_around_objects():
+    """Exports write placeholders where training has groups."""
+    sample = render(row_of([entry("dog"), entry("cup"), entry("dog")]), "detect", 0, rng(3), ALL_NAMES)
+    text = text_of(sample)
+    order = sorted([("dog", 2), ("cup", 1)], key=lambda item: text.index(f'"{item[0]}"'))
+    places = iter(["<|Obj_0|>", "<|Obj_1|>", "<|Obj_2|>"])
+    assert detect_answer([(name, [next(places) for _ in range(count)]) for name, count in order]) == (text,)
+    assert refer_answer("both", ["A", "B"]) == ('The "both" refers to A, B in this image.',)
+    assert refer_answer("none", []) == detect_answer([]) == (NO_OBJECTS,)
+
+
+def test_a_new_row_is_a_task_of_training_and_of_requests(monkeypatch):
+    def build(row, item, rng, options):
+        return Sample.single(row["key"], "count", b"data", "How many?", (str(len(row["objects"])),))
+
+    monkeypatch.setitem(TASKS, "count", Task(lambda words: f"How many {words}?", build, "images", "sentence"))
+    assert render(row_of([entry("dog")]), "count", 0, rng(), ALL_NAMES).answer == ("1",)
+    assert ask("count", "dogs").prompt == "How many dogs?"
+    with pytest.raises(UserError, match=r"Task 'cuont' is unknown: did you mean count\?"):
+        ask("cuont", "dogs")

@@ -1,15 +1,18 @@
 """The plan of a run with a budget, absent things and shared conversations: exact, within its estimates, resumable."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from padt.data.image import ResizePolicy
 from padt.data.processor import load_processor
-from padt.data.tasks import NO_OBJECTS, TaskOptions, render
+from padt.data.tasks import NO_OBJECTS, TASKS, TaskOptions, refer_prompt, render
 from padt.errors import UserError
 from pipelines.dataset.index import load_index
 from pipelines.loader.augment import AugmentOptions
 from pipelines.loader.batching import Batching
+from pipelines.loader.length_estimates import set_lengths
 from pipelines.loader.mixture import SetSpec
 from pipelines.loader.negatives import sentence_pool
 from pipelines.loader.plan import make_plan
@@ -229,3 +232,16 @@ def test_joined_samples_keep_their_answers():
 def test_wrong_mixtures_say_what_to_change(options, message):
     with pytest.raises(UserError, match=message):
         SetSpec("set", **options)
+
+
+def test_estimates_follow_the_wording_of_the_table_and_its_rows(sets, processor, monkeypatch):
+    """A question that is worded longer, or one more task over sentences, needs no edit of the estimates."""
+    index, options = load_index(sets[0]), TaskOptions(class_names=("circle",))
+    before = set_lengths(index, options, processor).by_task
+    longer = replace(TASKS["refer"], prompt=lambda sentence: f"Now now now {refer_prompt(sentence)}")
+    monkeypatch.setitem(TASKS, "refer", longer)
+    monkeypatch.setitem(TASKS, "other", TASKS["caption"])
+    after = set_lengths(index, options, processor)
+    more = len(processor.tokenize(longer.prompt("x"))) - len(processor.tokenize(refer_prompt("x")))
+    assert more > 0 and (after.by_task["refer"] - before["refer"] == more).all()
+    assert (after.by_task["other"] == before["caption"]).all() and "other" in after.first
