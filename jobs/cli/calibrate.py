@@ -17,7 +17,7 @@ app = typer.Typer()
     )
 )
 def calibrate(
-    model: Annotated[str, typer.Argument(help="Model folder; with --out also models:/padt@champion.")],
+    model: Annotated[str, typer.Argument(help="Model folder or its URL; with --out also models:/padt@champion.")],
     data: Annotated[str, typer.Argument(help="Prepared set with classes, not one of training; any URL.")],
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="A new folder for a copy; none = the model's own config.json.")

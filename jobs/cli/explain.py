@@ -18,7 +18,7 @@ app = typer.Typer()
 )
 def explain(
     image: Annotated[str, typer.Argument(help="Picture.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Model folder, or models:/padt@champion.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model folder or its URL, or models:/padt@champion.")],
     out: Annotated[str, typer.Option("--out", "-o", help="Folder for the sheets and the JSON file.")],
     detect: Annotated[str | None, typer.Option(help="Classes to find, separated by commas.")] = None,
     refer: Annotated[str | None, typer.Option(help="A sentence that describes one object.")] = None,

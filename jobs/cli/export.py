@@ -25,7 +25,7 @@ class ExportChoice(StrEnum):
     )
 )
 def export(
-    model: Annotated[str, typer.Argument(help="Model folder, Hub repository, or models:/padt@champion.")],
+    model: Annotated[str, typer.Argument(help="Model folder or its URL, Hub repository, or models:/padt@champion.")],
     to: Annotated[
         ExportChoice,
         typer.Option(help="hub: plain Qwen2.5-VL, words only. released: as the released PaDT code reads it."),

@@ -201,7 +201,7 @@ def run(
     )
 )
 def serve(
-    model: Annotated[str, typer.Argument(help="Model folder, or a registered one: models:/padt@champion.")],
+    model: Annotated[str, typer.Argument(help="Model folder or its URL, or a registered one: models:/padt@champion.")],
     host: Annotated[str, typer.Option(help="Interface to listen on; 0.0.0.0 = all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     engine_replicas: Annotated[int, typer.Option(min=1)] = 1,

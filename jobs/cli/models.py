@@ -18,7 +18,7 @@ app = typer.Typer()
     )
 )
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder, or a registered one: models:/padt@champion.")],
+    model: Annotated[str, typer.Argument(help="Model folder or its URL, or a registered one: models:/padt@champion.")],
     data: Annotated[str, typer.Argument(help="Prepared set; any URL.")],
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for scores, answers and pictures.")] = None,
     task: Annotated[
@@ -80,7 +80,7 @@ def compare(
 )
 def predict(
     images: Annotated[list[str], typer.Argument(help="Pictures.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Model folder, or models:/padt@champion.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model folder or its URL, or models:/padt@champion.")],
     detect: Annotated[str | None, typer.Option(help="Classes to find, separated by commas.")] = None,
     refer: Annotated[str | None, typer.Option(help="A sentence that describes one object.")] = None,
     caption: Annotated[bool, typer.Option("--caption", help="Describe the picture.")] = False,
@@ -131,7 +131,9 @@ def predict(
     )
 )
 def register(
-    model: Annotated[str, typer.Argument(help="Model folder, or models:/padt/3 for a version that is there already.")],
+    model: Annotated[
+        str, typer.Argument(help="Model folder or its URL, or models:/padt/3 for a version that is there already.")
+    ],
     evaluation: Annotated[
         list[str] | None, typer.Option("--evaluation", "-e", help="Folder of `padt evaluate`; repeatable.")
     ] = None,

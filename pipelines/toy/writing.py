@@ -3,8 +3,6 @@
 import json
 import os
 import pickle
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from PIL import Image
 
 from padt.data import rle
 from padt.errors import UserError
+from pipelines.io.storage import Folder
 from pipelines.toy.language import choose_expressions, grounded_captions
 from pipelines.toy.scenes import CATEGORY_NAMES, Scene, SceneOptions, draw_scene, scene_rng
 
@@ -113,10 +112,9 @@ def write_dataset(
     _split_number(split)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         return _already_there(out_dir, info)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    try:
-        (building / "images").mkdir()
+
+    def fill(building: Path) -> None:
+        (building / "images").mkdir(parents=True)
         instances, refs = _write_images(building / "images", info, scenes, seed, split, options, progress)
         captions = {image["id"]: image.pop("captions") for image in instances["images"]}
         _write_json(building / "instances.json", instances)
@@ -124,11 +122,8 @@ def write_dataset(
         _write_json(building / "ric_instances.json", {**instances, "images": with_captions})
         # Protocol 2 is what the published RefCOCO files use.
         (building / "refs(toy).p").write_bytes(pickle.dumps(refs, protocol=2))
-        building.chmod(0o755)
-        os.replace(building, out_dir)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+
+    Folder(str(out_dir.absolute())).publish(fill, "instances.json")
     return _files(out_dir)
 
 
