@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jobs.common.config_tree import flatten
@@ -70,6 +71,13 @@ class TrackedRun:
     def log_text(self, text: str, name: str) -> None:
         """Store a small text as an artifact."""
         self.client.log_text(self.run_id, text, name)
+
+    def log_file(self, name: str, content: bytes) -> None:
+        """Store a file as an artifact."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(content)
+            self.client.log_artifact(self.run_id, str(path))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""

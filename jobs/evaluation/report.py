@@ -27,6 +27,7 @@ METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 COCO_FILE = "coco_results.json"
 PICTURES_FILE = "predictions.png"
+REPORT_FILES = (METRICS_FILE, PREDICTIONS_FILE, COCO_FILE, PICTURES_FILE)
 
 
 def score_records(
@@ -98,7 +99,7 @@ def publish_report(
         pictures: samples on the contact sheet.
     """
     folder = Folder(url)
-    for name in (METRICS_FILE, PREDICTIONS_FILE, COCO_FILE, PICTURES_FILE):
+    for name in REPORT_FILES:
         folder.remove(name)
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     with folder.writing(PREDICTIONS_FILE) as file:

@@ -123,7 +123,8 @@ def run_recipe(
     for name in recipe.stages:
         _refuse_other_options(recipe, name, folders[name])
 
-    tracker = RecipeTracker(recipe.name, recipe.experiment, recipe.output)
+    parameters = {name: stage.resolved(folders).options() for name, stage in recipe.stages.items()}
+    tracker = RecipeTracker(recipe.name, recipe.experiment, recipe.output, parameters)
     records: list[StageRecord] = []
     status = "FAILED"
     pending = [name for name in recipe.stages if not Folder(folders[name]).exists(DONE)]
@@ -217,7 +218,7 @@ def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: Rec
         "result": result,
     }
     if stage.kind == "evaluate":
-        tracker.evaluated(name, stage.options(), result["metrics"])
+        tracker.evaluated(name, folder, result["metrics"])
     write_json(folder, DONE, marker)
     return marker
 

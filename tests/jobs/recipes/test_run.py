@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
+from jobs.common.mlflow_run import client
 from jobs.recipes import run as recipe_module
 from jobs.recipes import stages as stages_module
 from jobs.recipes.records import Observer
@@ -42,6 +43,8 @@ class ScoreStage(Stage):
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         CALLS.append(context.name)
+        Path(context.folder, "metrics.json").write_text('{"metrics": {"eval/toy/gIoU": 0.5}}')
+        Path(context.folder, "predictions.png").write_bytes(b"picture")
         return {"metrics": {"eval/toy/gIoU": 0.5}}
 
 
@@ -83,6 +86,27 @@ def test_a_rerun_skips_what_is_done_and_keeps_one_mlflow_run(recipe_file: str) -
     assert [record.skipped for record in second.stages] == [True] * 4
     assert first.run_id and first.run_id == second.run_id
     assert second.metrics == {"eval/toy/gIoU": 0.5}
+
+
+def test_mlflow_holds_what_was_run_and_what_it_left(recipe_file: str, tmp_path: Path) -> None:
+    # A run without parameters, with placeholders for values or without its answers explains nothing afterwards.
+    parent = run_recipe(recipe_file).run_id
+    found = client().get_run(parent)
+    folder = str(tmp_path / "run" / "pretrain")
+    assert found.data.params["pretrain.text"] == "b" and found.data.params["evaluate.model"] == folder
+    assert not any("${" in value for value in found.data.params.values())
+    (child,) = client().search_runs([found.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert child.data.params == {"model": folder}
+    files = {each.path for each in client().list_artifacts(child.info.run_id)}
+    assert files == {"metrics.json", "predictions.png"}
+
+
+def test_other_parameters_are_another_mlflow_run(recipe_file: str) -> None:
+    first = run_recipe(recipe_file)
+    again = run_recipe(recipe_file, redo=["evaluate"])
+    other = run_recipe(recipe_file, ["other.text=y"], redo=["other"])
+    assert again.run_id == first.run_id != other.run_id
+    assert client().get_run(other.run_id).data.params["other.text"] == "y"
 
 
 def test_the_summary_holds_seconds_and_metrics(recipe_file: str) -> None:
