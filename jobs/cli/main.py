@@ -164,6 +164,8 @@ def train(
     rows = sorted(result.metrics.items())
     console.out.print(console.table(f"{result.steps:,} steps in {result.seconds:.0f} s", ["metric", "last>"], rows))
     console.out.print(f"model: {result.model_path}")
+    for sentence in result.not_logged:
+        console.err.print(f"warning: {sentence}")
 
 
 @app.command(

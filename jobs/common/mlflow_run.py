@@ -26,6 +26,8 @@ def tracking_uri() -> str:
 def client() -> Any:
     """MLflow client on ``tracking_uri()``; the registry lives in the same place."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Whoever writes keeps what fails and tries again; MLflow's own seven times would hold up all else for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from mlflow import MlflowClient

@@ -179,7 +179,12 @@ class TrainStage(Stage):
             update={"eval_sets": list(dict.fromkeys([*self.tree.data.eval_sets, *context.eval_sets]))}
         )
         result = run_train(self.tree.model_copy(update={"output": context.folder, "tracking": tracking, "data": data}))
-        return {"model": result.model_path, "metrics": dict(result.metrics), "run_id": result.run_id}
+        return {
+            "model": result.model_path,
+            "metrics": dict(result.metrics),
+            "run_id": result.run_id,
+            "warnings": list(result.not_logged),
+        }
 
 
 class EvaluateStage(Stage):

@@ -5,23 +5,26 @@ So a SQLite file on the driver's machine serves a run on any cluster, and a rest
 
 import json
 import logging
+import posixpath
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from jobs.common.mlflow_run import TrackedRun
 from jobs.training.meter import loss_metric
 from padt.model.losses import LOSS_TERMS
-from pipelines.io.reading import is_local
 from pipelines.io.storage import Folder
 
 logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 POLL_SECONDS = 0.5
+# How long a place rests after a failure, and after a success as a multiple of the time that it took.
+RETRY_SECONDS = 5.0
+REST = 20
 
 
 @dataclass(frozen=True)
@@ -59,53 +62,100 @@ class Mailbox:
         return records
 
 
+class Sink:
+    """A place that records are written to: what fails is kept and tried again, and told at the end if it stays lost.
+
+    Args:
+        name: as errors call it.
+        write: takes waiting records, some of which an attempt that failed may have written already.
+    """
+
+    def __init__(self, name: str, write: Callable[[list[Record]], None]) -> None:
+        self._name = name
+        self._write = write
+        self._waiting: list[Record] = []
+        self._failure: Exception | None = None
+        self._rests_until = 0.0
+
+    def put(self, record: Record) -> None:
+        """Take a record; ``flush`` writes it."""
+        self._waiting.append(record)
+
+    def flush(self, *, final: bool = False) -> None:
+        """Write what waits, unless this place has to rest; ``final`` is the last chance."""
+        begun = time.monotonic()
+        if not self._waiting or (begun < self._rests_until and not final):
+            return
+        try:
+            self._write(self._waiting)
+        except Exception as error:  # noqa: BLE001 - a lost log must not end a long run; ``lost`` tells it
+            if self._failure is None:
+                logger.warning("%s cannot be written now and will be tried again: %s", self._name, error)
+            self._failure = error
+            self._rests_until = time.monotonic() + RETRY_SECONDS
+            return
+        self._waiting, self._failure = [], None
+        ended = time.monotonic()
+        self._rests_until = ended + REST * (ended - begun)
+
+    def lost(self) -> str | None:
+        """What was not written, as a sentence; None where all was."""
+        if not self._waiting:
+            return None
+        first, last = self._waiting[0].step, self._waiting[-1].step
+        reason = f" ({type(self._failure).__name__}: {self._failure})" if self._failure else ""
+        return f"{self._name} lacks {len(self._waiting)} records, steps {first} to {last}{reason}."
+
+
 class RunLog:
-    """Writes records: a log line, a line of ``metrics.jsonl``, MLflow. Steps that were written before are left out."""
+    """Writes records: a log line, ``metrics.jsonl``, MLflow. Steps that were written before are left out.
+
+    The file is small and written anew each time, which serves object stores too: a driver that is killed loses what
+    came in the last seconds.
+    """
 
     def __init__(
         self, output: str, label: str, run: TrackedRun | None, on_record: Callable[[Record], None] | None = None
     ) -> None:
         self._folder = Folder(output)
         self._label = label
-        self._run = run
         self._on_record = on_record
-        text = self._folder.read_text(FILE) or ""
-        # A process killed while it wrote may leave half a line.
-        self._lines = [line for line in text.splitlines() if _is_json(line)]
+        self._lines = (self._folder.read_text(FILE) or "").splitlines()
         self._last = max((json.loads(line)["step"] for line in self._lines), default=-1)
-        self._local = is_local(self._folder.fs)
         self._begun: tuple[float, int] | None = None
         self.latest: dict[str, float] = json.loads(self._lines[-1]) if self._lines else {}
-        if self._lines:
-            self._folder.write(FILE, "\n".join(self._lines) + "\n")
+        self._file = Sink(posixpath.join(output, FILE), self._write_file)
+        self._sinks = [self._file]
+        if run is not None:
+            self._sinks.append(Sink(f"MLflow run {run.run_id}", partial(_write_to_mlflow, run)))
 
     def write(self, record: Record) -> None:
-        """Write one record."""
+        """Log one record and hand it on; ``flush`` writes it."""
         if record.kind == "note":
             logger.info("%s: %s", self._label, record.text)
             return
         logger.info("%s", self._line(record))
-        if self._on_record is not None:
-            self._on_record(record)
         self.latest = dict(record.metrics)
+        for sink in self._sinks:
+            if sink is not self._file or record.step > self._last:
+                sink.put(record)
         if record.step > self._last:
             self._last = record.step
-            self._append(json.dumps({"step": record.step, **record.metrics}))
-        if self._run is not None:
-            self._run.log_metrics(record.step, record.metrics)
+            self._lines.append(json.dumps({"step": record.step, **record.metrics}))
+        if self._on_record is not None:
+            self._on_record(record)
 
-    def flush(self) -> None:
-        """Write the JSONL file where it cannot be appended to (object stores)."""
-        if not self._local and self._lines:
-            self._folder.write(FILE, "\n".join(self._lines) + "\n")
+    def flush(self, *, final: bool = False) -> None:
+        """Write what waits, the file first: MLflow may let one wait long."""
+        for sink in self._sinks:
+            sink.flush(final=final)
 
-    def _append(self, line: str) -> None:
-        self._lines.append(line)
-        if self._local:
-            path = Path(self._folder.path(FILE))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as handle:
-                handle.write(line.encode("utf-8") + b"\n")
+    def lost(self) -> list[str]:
+        """What could not be written, a sentence for each place."""
+        return [sentence for sink in self._sinks if (sentence := sink.lost())]
+
+    def _write_file(self, records: list[Record]) -> None:
+        self._folder.write(FILE, "\n".join(self._lines) + "\n")
 
     def _line(self, record: Record) -> str:
         now = time.monotonic()
@@ -126,11 +176,9 @@ class RunLog:
         )
 
 
-def _is_json(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+def _write_to_mlflow(run: TrackedRun, records: list[Record]) -> None:
+    for record in records:
+        run.log_metrics(record.step, record.metrics)
 
 
 class Courier(threading.Thread):
@@ -141,19 +189,30 @@ class Courier(threading.Thread):
         self._mailbox = mailbox
         self._log = log
         self._done = threading.Event()
-        self.failure: Exception | None = None
+        self._failure: Exception | None = None
 
     def run(self) -> None:
         """Poll until ``close``."""
         while not self._done.wait(POLL_SECONDS):
             self._deliver()
+            self._log.flush()
 
-    def close(self) -> None:
-        """Deliver what is left and stop."""
+    def close(self) -> list[str]:
+        """Deliver what is left and stop.
+
+        Returns:
+            What could not be logged, a sentence each; they are in the log too.
+        """
         self._done.set()
         self.join()
         self._deliver()
-        self._log.flush()
+        self._log.flush(final=True)
+        lost = self._log.lost()
+        if self._failure is not None:
+            lost.append(f"Records were lost on their way ({type(self._failure).__name__}: {self._failure}).")
+        for sentence in lost:
+            logger.error("%s", sentence)
+        return lost
 
     def _deliver(self) -> None:
         import ray
@@ -161,7 +220,7 @@ class Courier(threading.Thread):
         try:
             for record in ray.get(self._mailbox.take.remote()):
                 self._log.write(record)
-        except Exception as error:  # a lost log must not end a long run; the driver reports it at the end
-            if self.failure is None:
-                logger.warning("metrics could not be written: %s", error)
-            self.failure = error
+        except Exception as error:  # noqa: BLE001 - a lost log must not end a long run; ``close`` tells it
+            if self._failure is None:
+                logger.warning("records cannot be taken from the workers: %s", error)
+            self._failure = error

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from jobs.common.mlflow_run import TrackedRun, start_run
@@ -39,6 +40,7 @@ class TrainResult:
         samples: samples seen in the whole run.
         skipped: the run was finished already and nothing was done.
         timings: seconds of the parts of this call.
+        not_logged: what could not be written to the metrics file or MLflow, a sentence each.
     """
 
     model_path: str
@@ -49,6 +51,7 @@ class TrainResult:
     samples: int
     skipped: bool = False
     timings: dict[str, float] = field(default_factory=dict)
+    not_logged: list[str] = field(default_factory=list)
 
 
 def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = None) -> TrainResult:
@@ -257,13 +260,24 @@ def _train(
         _fit(config, job)
     except BaseException as error:
         if run is not None:
-            run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+            _tell_mlflow(run, partial(run.finish, "FAILED" if isinstance(error, Exception) else "KILLED"))
         raise
     finally:
-        courier.close()
+        not_logged = courier.close()
         ray.kill(mailbox)
     timings["fit"] = time.monotonic() - fitting
-    return _finish(config, identity, plan, total, run, log, begun, timings)
+    return _finish(config, identity, plan, total, run, log, begun, timings, not_logged)
+
+
+def _tell_mlflow(run: TrackedRun, action: Callable[[], None]) -> list[str]:
+    """Do something to the run at its end; what fails is told, since it must not undo a training."""
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 - MLflow's stores raise errors of many libraries
+        sentence = f"MLflow run {run.run_id} could not be closed ({type(error).__name__}: {error})."
+        logger.error("%s", sentence)
+        return [sentence]
+    return []
 
 
 def _fit(config: TrainConfig, job: Any) -> None:
@@ -337,6 +351,7 @@ def _finish(
     log: RunLog,
     begun: float,
     timings: dict[str, float],
+    not_logged: list[str],
 ) -> TrainResult:
     result = TrainResult(
         model_path=posixpath.join(config.output, "model"),
@@ -346,6 +361,7 @@ def _finish(
         steps=total,
         samples=_samples_until(plan, total * config.gradient_accumulation_steps),
         timings={name: round(value, 2) for name, value in timings.items()},
+        not_logged=not_logged,
     )
     summary = {
         "identity": identity.to_json(),
@@ -355,9 +371,13 @@ def _finish(
         "result": {k: v for k, v in vars(result).items() if k not in ("skipped", "model_path")},
     }
     if run is not None:
-        run.log_text(json.dumps(summary, indent=2), "train_summary.json")
-        run.set_tags({"padt.data_fingerprint": plan.mixture.fingerprint(), "padt.model": result.model_path})
-        run.finish()
+
+        def close() -> None:
+            run.log_text(json.dumps(summary, indent=2), "train_summary.json")
+            run.set_tags({"padt.data_fingerprint": plan.mixture.fingerprint(), "padt.model": result.model_path})
+            run.finish()
+
+        not_logged += _tell_mlflow(run, close)
     # Last: this file is the sign that the run is finished.
     Folder(config.output).write(SUMMARY, json.dumps(summary, indent=2))
     return result

@@ -2,8 +2,7 @@
 
 import pytest
 
-from jobs.common.mlflow_run import client, flatten, start_run, tracking_uri
-from jobs.training.metrics_log import Record, RunLog
+from jobs.common.mlflow_run import client, start_run, tracking_uri
 
 
 @pytest.fixture
@@ -40,34 +39,3 @@ def test_a_resumed_run_is_one_run_without_doubled_steps(store):
     assert (store / "mlruns").is_dir()
     # A run that is gone is replaced, not an error.
     assert start_run("exp", "stage", run_id="0" * 32).run_id != run.run_id
-
-
-def test_flatten_makes_dotted_names():
-    assert flatten({"a": {"b": 1}, "c": [{"d": 2}, {"d": 3}], "e": [1, 2]}) == {
-        "a.b": 1,
-        "c.0.d": 2,
-        "c.1.d": 3,
-        "e": [1, 2],
-    }
-
-
-def test_jsonl_goes_on_after_a_restart(tmp_path):
-    log = RunLog(str(tmp_path), "run", None)
-    for step in (1, 2):
-        log.write(Record(step, 4, {"train/loss": float(step)}))
-    with (tmp_path / "metrics.jsonl").open("a") as handle:
-        handle.write('{"step": 3, "tr')  # the process was killed here
-    log = RunLog(str(tmp_path), "run", None)
-    for step in (2, 3):
-        log.write(Record(step, 4, {"train/loss": float(step)}))
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert lines == [f'{{"step": {s}, "train/loss": {s}.0}}' for s in (1, 2, 3)]
-
-
-def test_object_stores_get_the_jsonl_too():
-    log = RunLog("memory://run-log-test", "run", None)
-    log.write(Record(1, 4, {"train/loss": 1.0}))
-    log.flush()
-    from pipelines.io.storage import Folder
-
-    assert Folder("memory://run-log-test").read_text("metrics.jsonl") == '{"step": 1, "train/loss": 1.0}\n'

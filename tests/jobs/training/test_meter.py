@@ -71,6 +71,8 @@ def test_a_new_term_of_the_loss_shows_up_without_another_edit(monkeypatch, tmp_p
     tracked: list[dict[str, float]] = []
 
     class Run:
+        run_id = "r1"
+
         def log_metrics(self, step, values):
             tracked.append(values)
 

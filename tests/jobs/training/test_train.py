@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from ray.train import WorkerGroupError
 
 from jobs.common.config_tree import build_config
 from jobs.training.config import TrainConfig
@@ -103,10 +104,10 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(world, undisturbed, cap
 
     job = config(world, tmp_path / "run", "max_failures=1", "tracking.enabled=true", *LONG)
     killer = Killer(caplog, 15, 50)
-    with pytest.raises(Exception, match="died|worker"):
+    with pytest.raises(WorkerGroupError) as failure:
         run_train(job, on_record=killer)
-    assert not killer.steps
-    with pytest.raises(UserError, match="unfinished run of another configuration"):
+    assert not killer.steps and 0 in failure.value.worker_failures
+    with pytest.raises(UserError, match=r"unfinished run of another configuration \(optimizer\.lr: 0\.001 -> 0\.0001"):
         run_train(config(world, tmp_path / "run", "optimizer.lr=1e-4"))
     result = run_train(job)
     starts = [int(step) for step in re.findall(r"goes on from the checkpoint of step (\d+)", caplog.text)]
@@ -123,7 +124,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(world, undisturbed, cap
     # A finished run returns at once; another configuration does not overwrite it.
     again = run_train(job)
     assert again.skipped and again.model_path == result.model_path
-    with pytest.raises(UserError, match="finished run of another configuration"):
+    with pytest.raises(UserError, match="holds a finished run of another configuration"):
         run_train(config(world, tmp_path / "run", "optimizer.lr=1e-4"))
 
 
