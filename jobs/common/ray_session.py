@@ -3,10 +3,14 @@
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from rich.filesize import decimal
 
 from padt.errors import UserError
 
@@ -23,6 +27,8 @@ WORKER_ENVIRONMENT = {
 }
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Where object stores are: a cluster's workers get these from this process. Secrets are the cluster's own affair."""
+TEMPORARY_BYTES = 50_000_000
+"""Room that a local Ray must find in the temporary folder: the logs of a session of some hours."""
 # Ray gives a node 30 seconds to start, which a machine that is busy with other work may not keep.
 _TRIES = 3
 
@@ -56,6 +62,7 @@ def ensure_ray(dashboard: bool = False) -> bool:
         _connect(runtime_env={"env_vars": worker_environment()}, **quiet)
         logger.info("connected to Ray at %s", address)
     else:
+        _check_temporary_folder()
         cpus = max(MINIMUM_CPUS, os.cpu_count() or 1)
         # This machine goes away all at once or not at all: nobody announces it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -63,6 +70,17 @@ def ensure_ray(dashboard: bool = False) -> bool:
         _connect(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
         logger.info("started a local Ray with %d logical CPUs", cpus)
     return True
+
+
+def _check_temporary_folder() -> None:
+    """Refuse to start where there is no room for Ray's own files: it would try its tasks again for ever."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free if os.path.isdir(folder) else TEMPORARY_BYTES
+    if free < TEMPORARY_BYTES:
+        raise UserError(
+            f"The temporary folder {folder} has {decimal(free)} free, and Ray needs {decimal(TEMPORARY_BYTES)} there "
+            "for its logs and sockets: make room, or set TMPDIR to another folder."
+        )
 
 
 def worker_environment() -> dict[str, str]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from rich.filesize import decimal
+
 from jobs.common.progress_bar import Advance, counting, every_few_seconds
 from jobs.common.ray_session import ray_session
 from pipelines.dataset.losses import alarms
@@ -126,12 +128,12 @@ def log_plan(plan: PlanSummary) -> None:
     pieces = ", ".join(f"{count:,} {kind}s" for kind, count in plan.pieces.items() if count)
     missing = f", {plan.missing:,} images missing" if plan.missing else ""
     done = f", {plan.done} done before" if plan.done else ""
-    free = f"; {plan.free_bytes / 1e9:,.1f} GB free there" if plan.free_bytes is not None else ""
+    free = f"; {decimal(plan.free_bytes)} free there" if plan.free_bytes is not None else ""
     logger.info(
-        "plan for %s: %s images (%.1f MB), %s%s; %d shards%s; about %.0f s on one core%s",
+        "plan for %s: %s images (%s), %s%s; %d shards%s; about %.0f s on one core%s",
         plan.out,
         f"{plan.images:,}",
-        plan.bytes / 1e6,
+        decimal(plan.bytes),
         pieces,
         missing,
         plan.shards,

@@ -62,6 +62,13 @@ class Folder:
         Raises:
             UserError: something that is no folder, no right to write, or a bucket that is not there stands in the way.
         """
+        if "::" in self.url:
+            raise UserError(
+                f"{self.url} cannot be written: '::' means one file system inside another to fsspec, so the name would "
+                "be read as another one. Give an output without it."
+            )
+        if {"http", "https"} & ({self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)):
+            raise UserError(f"{self.url} cannot be written: web servers are only read. Give a folder or a bucket.")
         if _is_object_store(self.fs):
             bucket = self.path().partition("/")[0]
             try:

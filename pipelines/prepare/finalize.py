@@ -7,7 +7,6 @@ import padt
 from padt.errors import UserError
 from pipelines.dataset.losses import Notes, find_losses, loss_sentences
 from pipelines.dataset.manifest import (
-    MANIFEST_NAME,
     Category,
     ComparedSet,
     Counts,
@@ -23,14 +22,12 @@ from pipelines.dataset.manifest import (
 from pipelines.dataset.schema import EXCLUSION_REASONS, REJECT_KINDS, SCHEMA_VERSION
 from pipelines.dedup.exclude import Exclusion
 from pipelines.dedup.overlap import SetImages, compare, duplicates, images_of
-from pipelines.inspection.report import REPORT_NAME, write_report
+from pipelines.inspection.report import write_report
 from pipelines.io.storage import Folder
 from pipelines.prepare.options import PrepareOptions
 from pipelines.prepare.plan import WORK, SetPlan
 from pipelines.prepare.shards import ShardResult, ShardTask
-
-MADE = (MANIFEST_NAME, REPORT_NAME, WORK, "shards", "rejected", "excluded")
-"""Everything that a preparation makes in its folder; the manifest first: without it the set is not there."""
+from pipelines.prepare.target import MADE
 
 
 def finish(

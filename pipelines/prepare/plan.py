@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from padt.data.image import ResizePolicy
 from padt.errors import ImageError, UserError
 from pipelines.io.storage import Folder
@@ -137,6 +139,7 @@ def write_groups(
     rejected_images: Collection[str] = (),
     buffer_bytes: int = _BUFFER_BYTES,
     on_piece: Callable[[int], None] | None = None,
+    needed: int = 0,
 ) -> tuple[list[Reject], Counter[str]]:
     """Send every piece of a source to the group file of its shard.
 
@@ -148,6 +151,7 @@ def write_groups(
         rejected_images: ids of images that are listed but were rejected before.
         buffer_bytes: memory for pieces before they are moved to temporary files.
         on_piece: called with the number of pieces so far, every ten thousand.
+        needed: bytes of the source's files: about what the temporary files may take, for the message of a full disk.
 
     Returns:
         Rejects that belong to no shard, and the number of pieces read by kind (rejects included).
@@ -157,7 +161,7 @@ def write_groups(
     counts: Counter[str] = Counter()
     grids = _Grids(policy)
     with tempfile.TemporaryDirectory(prefix="padt-prepare-") as spool:
-        spills = _Spills(Path(spool), len(shards), buffer_bytes)
+        spills = _Spills(Path(spool), len(shards), buffer_bytes, needed)
         for number, piece in enumerate(source.pieces(), start=1):
             counts[piece.kind] += 1
             if on_piece is not None and number % 10_000 == 0:
@@ -192,6 +196,14 @@ def read_group(folder: Folder, number: int) -> ShardGroup:
             pieces[json.loads(image_id)].append(Piece(json.loads(image_id), kind, text))  # type: ignore[arg-type]
     grids = {(height, width): (grid_h, grid_w) for height, width, grid_h, grid_w in head["grids"]}
     return ShardGroup(images, pieces, grids)
+
+
+def read_plan(folder: Folder) -> SetPlan | None:
+    """The plan of a set that was begun in a folder, or None."""
+    try:
+        return SetPlan(**json.loads(folder.read(PLAN_NAME)))
+    except FileNotFoundError:
+        return None
 
 
 def group_name(number: int) -> str:
@@ -229,8 +241,9 @@ class _Grids:
 class _Spills:
     """Lines by shard, in order, in bounded memory: what does not fit goes to temporary files."""
 
-    def __init__(self, folder: Path, count: int, buffer_bytes: int) -> None:
+    def __init__(self, folder: Path, count: int, buffer_bytes: int, needed: int = 0) -> None:
         self._folder = folder
+        self._needed = needed
         self._limit = buffer_bytes
         self._held = 0
         self._buffers: list[list[bytes]] = [[] for _ in range(count)]
@@ -258,7 +271,8 @@ class _Spills:
                 except OSError as error:
                     raise UserError(
                         f"The temporary folder {self._folder.parent} cannot hold the annotations on their way "
-                        f"({error}): make room there, or set TMPDIR to another folder."
+                        f"({error}; they take about {decimal(self._needed)}): make room there, or set TMPDIR to "
+                        "another folder."
                     ) from error
                 lines.clear()
         self._held = 0

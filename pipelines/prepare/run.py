@@ -9,21 +9,26 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from rich.filesize import decimal
+
 from padt.errors import UserError
-from pipelines.dataset.manifest import MANIFEST_NAME, Manifest, SourceFile, open_set
+from pipelines.dataset.manifest import Manifest, SourceFile
 from pipelines.dataset.schema import REJECT_KINDS, SCHEMA_VERSION
 from pipelines.dedup.exclude import Exclusion, load_compared, load_exclusion
 from pipelines.io.reading import hash_file, is_local
 from pipelines.io.storage import Folder
 from pipelines.io.transport import transport_errors
-from pipelines.prepare.finalize import MADE, finish
+from pipelines.prepare.claim import claimed
+from pipelines.prepare.finalize import finish
 from pipelines.prepare.images import ImageFolders
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
-from pipelines.prepare.plan import PLAN_NAME, WORK, SetPlan, cut_shards, locate_images, plan_hash, write_groups
+from pipelines.prepare.plan import PLAN_NAME, SetPlan, cut_shards, locate_images, plan_hash, read_plan, write_groups
 from pipelines.prepare.rows import RowContext
 from pipelines.prepare.shards import ShardResult, ShardTask, finished, write_rejects, write_shard
+from pipelines.prepare.target import end_replacement, finished_set, is_taken, next_folder, replace_by_next
 from pipelines.sources.base import Source
 
 __all__ = ["Execute", "PlanSummary", "PrepareOptions", "Progress", "execute_here", "execute_on_ray", "prepare"]
@@ -70,20 +75,35 @@ def prepare(
         for size, digest in [hash_file(url, f"The file of {role}")]
     ]
     wanted = _hash(options, sources, exclusion)
-    done = _finished_set(options, folder, wanted)
+    done = finished_set(folder, wanted, options.overwrite)
     if done is not None:
         return done
-    plan = _begun_plan(options, folder, wanted) or _make_plan(options, folder, source, sources, wanted, on_read)
-    context = RowContext(
-        name=options.set_name,
-        split=options.split,
-        categories=dict(plan.categories),
-        policy=options.policy,
-        copy_images=options.images_mode == "copy",
-    )
-    tasks = [ShardTask(options.out, number, plan.shards, context, exclusion) for number in range(plan.shards)]
-    results = _run(options, folder, plan, tasks, execute, on_plan, on_progress)
-    return finish(options, plan, tasks, [results[task.number] for task in tasks], exclusion, against)
+
+    def prepared(place: Folder) -> Manifest:
+        there = replace(options, out=place.url)
+        plan = _begun_plan(there, place, wanted) or _make_plan(there, place, source, sources, wanted, on_read)
+        context = RowContext(
+            name=options.set_name,
+            split=options.split,
+            categories=dict(plan.categories),
+            policy=options.policy,
+            copy_images=options.images_mode == "copy",
+        )
+        tasks = [ShardTask(place.url, number, plan.shards, context, exclusion) for number in range(plan.shards)]
+        results = _run(options, place, plan, tasks, execute, on_plan, on_progress)
+        return finish(there, plan, tasks, [results[task.number] for task in tasks], exclusion, against)
+
+    with claimed(folder):
+        end_replacement(folder)
+        # Another may have finished it while this one waited.
+        done = finished_set(folder, wanted, options.overwrite)
+        if done is not None:
+            return done
+        if not is_taken(folder) or not options.overwrite:
+            return prepared(folder)
+        manifest = prepared(next_folder(folder, wanted))
+        replace_by_next(folder)
+        return manifest
 
 
 def execute_here(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
@@ -146,43 +166,9 @@ def _hash(options: PrepareOptions, sources: Sequence[SourceFile], exclusion: Exc
     )
 
 
-def _finished_set(options: PrepareOptions, folder: Folder, wanted: str) -> Manifest | None:
-    """The finished set that is asked for, or None; clears the folder where that is allowed and needed."""
-    names = folder.names()
-    if not names:
-        return None
-    if options.overwrite:
-        _clear(options, folder, names)
-        return None
-    if MANIFEST_NAME in names:
-        manifest = open_set(options.out)
-        if manifest.plan != wanted:
-            raise UserError(
-                f"{options.out} holds a finished data set made from other files or options: give another --out, or "
-                "--overwrite to replace it."
-            )
-        log.info("%s is already prepared: %d rows", options.out, manifest.counts.rows)
-        folder.remove(WORK)
-        return manifest
-    if WORK not in names:
-        raise UserError(f"{options.out} holds something that is not a data set: give an empty or new folder as --out.")
-    return None
-
-
-def _clear(options: PrepareOptions, folder: Folder, names: Sequence[str]) -> None:
-    if not set(names) & {MANIFEST_NAME, WORK}:
-        raise UserError(
-            f"{options.out} holds something that is not a data set, so --overwrite does not touch it: "
-            "give another --out, or empty the folder."
-        )
-    for name in MADE:
-        folder.remove(name)
-
-
 def _begun_plan(options: PrepareOptions, folder: Folder, wanted: str) -> SetPlan | None:
-    try:
-        plan = SetPlan(**json.loads(folder.read(PLAN_NAME)))
-    except FileNotFoundError:
+    plan = read_plan(folder)
+    if plan is None:
         return None
     if plan.hash != wanted:
         raise UserError(
@@ -202,7 +188,10 @@ def _make_plan(options, folder: Folder, source: Source, sources: Sequence[Source
     total = sum(image.bytes or 0 for image in images)
     _check_room(options, folder, total)
     rejected_images = {reject.image_id for reject in rejects}
-    unplaced, counts = write_groups(folder, shards, source, options.policy, rejected_images, on_piece=on_read)
+    needed = sum(each.bytes for each in sources)
+    unplaced, counts = write_groups(
+        folder, shards, source, options.policy, rejected_images, on_piece=on_read, needed=needed
+    )
     rejects = [*header.rejects, *rejects, *unplaced]
     if rejects:
         context = RowContext(options.set_name, options.split, {}, options.policy)
@@ -241,8 +230,9 @@ def _check_room(options: PrepareOptions, folder: Folder, total: int) -> None:
     free = _free_bytes(folder)
     if options.images_mode == "copy" and free is not None and free < total:
         raise UserError(
-            f"{options.out} has {free / 1e9:.1f} GB free and the images take {total / 1e9:.1f} GB: "
-            "free space, give another --out, or link the images (--images-mode link)."
+            f"{options.out} has {decimal(free)} free and the images take {decimal(total)}: free space (a set that is "
+            "to be replaced stays until the new one is whole), give another --out, or link the images (--images-mode "
+            "link)."
         )
 
 

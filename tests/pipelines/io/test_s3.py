@@ -17,6 +17,7 @@ from pipelines.io.storage import Folder
 from pipelines.loader.mixture import SetSpec
 from pipelines.loader.plan import make_plan
 from pipelines.loader.reader import ReaderOptions, RowReader, TrainingReader
+from pipelines.prepare.claim import _Claim, claimed
 from pipelines.prepare.run import PrepareOptions
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.coco_files import options_for, prepare_here, write_coco
@@ -141,3 +142,19 @@ def test_the_command_and_its_workers_find_the_store(object_store, raw):
     assert run.returncode == 0, run.stderr
     manifest = json.loads(object_store.cat(f"{place}/set/manifest.json"))
     assert manifest["counts"]["rows"] == 7 and len(manifest["shards"]) == 3
+
+
+def test_a_set_there_is_replaced_when_the_new_one_is_whole_and_claims_are_given_back(object_store, raw):
+    _, place = raw
+    prepare_here(_remote(place))
+    files = _files(object_store, place)
+    with pytest.raises(UserError):
+        prepare_here(_remote(place, "nowhere", split="val", overwrite=True))
+    assert _files(object_store, place) == files and inspect(f"{place}/set").manifest.splits == ("train",)
+    manifest = prepare_here(_remote(place, split="val", overwrite=True))
+    assert _files(object_store, place) == files and manifest == inspect(f"{place}/set").manifest
+    assert manifest.splits == ("val",)
+    with claimed(Folder(f"{place}/set")):
+        # Its second creation is refused by the store itself.
+        assert not _Claim(Folder(f"{place}/set"))._create()
+    assert _files(object_store, place) == files
