@@ -260,7 +260,7 @@ def _train(
         _fit(config, job)
     except BaseException as error:
         if run is not None:
-            _tell_mlflow(run, partial(run.finish, "FAILED" if isinstance(error, Exception) else "KILLED"))
+            tell_mlflow(run, partial(run.finish, "FAILED" if isinstance(error, Exception) else "KILLED"))
         raise
     finally:
         not_logged = courier.close()
@@ -269,7 +269,7 @@ def _train(
     return _finish(config, identity, plan, total, run, log, begun, timings, not_logged)
 
 
-def _tell_mlflow(run: TrackedRun, action: Callable[[], None]) -> list[str]:
+def tell_mlflow(run: TrackedRun, action: Callable[[], None]) -> list[str]:
     """Do something to the run at its end; what fails is told, since it must not undo a training."""
     try:
         action()
@@ -377,7 +377,7 @@ def _finish(
             run.set_tags({"padt.data_fingerprint": plan.mixture.fingerprint(), "padt.model": result.model_path})
             run.finish()
 
-        not_logged += _tell_mlflow(run, close)
+        not_logged += tell_mlflow(run, close)
     # Last: this file is the sign that the run is finished.
     Folder(config.output).write(SUMMARY, json.dumps(summary, indent=2))
     return result
