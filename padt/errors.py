@@ -11,6 +11,8 @@ from shutil import which
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
+# So many names may be listed beside the nearest.
+_FEW = 8
 
 
 class UserError(Exception):
@@ -52,13 +54,16 @@ def look_up(what: str, name: object, table: Mapping[str, Entry]) -> Entry:
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
-    """What a user may have meant by an unknown name: ``did you mean X?``, or all names where none is near.
+    """What a user may have meant by an unknown name: the nearest, whatever its case, and all where they are few.
 
-    Letter case does not count, and the sentence ends here.
+    The sentence ends here.
     """
     names = {each.lower(): each for each in known}
     near = difflib.get_close_matches(str(name).lower(), list(names), n=1, cutoff=0.5)
-    return f"did you mean {names[near[0]]}?" if near else f"known are {', '.join(names.values())}."
+    listed = ", ".join(names.values())
+    if not near:
+        return f"known are {listed}."
+    return f"did you mean {names[near[0]]}?" + (f" Known are {listed}." if len(names) <= _FEW else "")
 
 
 def check_range(key: str, value: float, low: float, high: float = float("inf")) -> None:

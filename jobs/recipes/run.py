@@ -32,7 +32,7 @@ from jobs.common.ray_session import ray_session
 from jobs.recipes.records import Observer, RecipeResult, StageRecord
 from jobs.recipes.stages import BUILT_IN, EvaluateStage, Stage, StageContext, build_stage, built_in_digest, references
 from jobs.recipes.tracking import RecipeTracker
-from padt.errors import UserError
+from padt.errors import UserError, look_up
 from pipelines.io.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -224,9 +224,8 @@ def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: Rec
 
 
 def _clear(recipe: Recipe, redo: Sequence[str], folders: Mapping[str, str]) -> None:
-    unknown = [name for name in redo if name not in recipe.stages]
-    if unknown:
-        raise UserError(f"--redo {unknown[0]}: the recipe has no such stage: use one of {', '.join(recipe.stages)}.")
+    for name in redo:
+        look_up("--redo: stage", name, recipe.stages)
     for name in recipe.dependents(redo):
         folder = Folder(folders[name])
         if folder.exists():

@@ -17,7 +17,8 @@ from pydantic import Field, create_model, field_validator, model_validator
 
 from jobs.common.config_tree import Section, build_config, read_yaml
 from jobs.training.config import CONFIGS, TrainConfig
-from padt.errors import UserError, look_up
+from padt.data.tasks import GROUNDED_TASKS
+from padt.errors import look_up
 from padt.metrics.table import require_metric
 from pipelines.prepare.options import PrepareOptions
 
@@ -106,11 +107,7 @@ class _PrepareStage(Stage):
 
     @model_validator(mode="after")
     def _sound(self) -> "_PrepareStage":
-        try:
-            self.prepare_options("data")
-        except UserError as error:
-            # In this form the configuration adds file and stage.
-            raise ValueError(str(error)) from error
+        self.prepare_options("data")
         return self
 
     def prepare_options(self, out: str) -> PrepareOptions:
@@ -211,6 +208,13 @@ class EvaluateStage(Stage):
     num_beams: int = Field(1, ge=1)
     forbid_repeats: bool = False
 
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: list[str] | None) -> list[str] | None:
+        for task in tasks or ():
+            look_up("tasks: task", task, dict.fromkeys(GROUNDED_TASKS))
+        return tasks
+
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.evaluation.evaluate.run_evaluate``."""
         from jobs.evaluation.evaluate import run_evaluate
@@ -256,11 +260,7 @@ class RegisterStage(Stage):
     @classmethod
     def _of_metrics(cls, thresholds: dict[str, float]) -> dict[str, float]:
         for name in thresholds:
-            try:
-                require_metric(name, "thresholds")
-            except UserError as error:
-                # In this form the configuration adds file and stage.
-                raise ValueError(str(error)) from error
+            require_metric(name, "thresholds")
         return thresholds
 
     def perform(self, context: StageContext) -> dict[str, Any]:

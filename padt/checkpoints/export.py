@@ -26,7 +26,7 @@ from padt.checkpoints.layouts import (
 from padt.checkpoints.loading import SHARD_SIZE, load_model, save_model
 from padt.checkpoints.lora import is_adapter_folder
 from padt.data.processor import PaDTProcessor, load_processor
-from padt.errors import UserError
+from padt.errors import UserError, look_up
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.config import Layout, PaDTConfig, load_config
 from padt.pretrained.hub import model_folder, new_folder, read_json
@@ -86,8 +86,7 @@ def export(
     Raises:
         UserError: the model cannot be read, has no decoder to release, or the output folder exists.
     """
-    if to not in get_args(ExportLayout):
-        raise UserError(f"Layout {to!r} is unknown: use {' or '.join(get_args(ExportLayout))}.")
+    look_up("Layout", to, dict.fromkeys(get_args(ExportLayout)))
     if Path(out).exists():
         raise UserError(f"{out} exists already: remove it or export under another name.")
     folder = model_folder(model)

@@ -15,7 +15,7 @@ import torch
 
 from padt.checkpoints.lora import base_of, is_adapter_folder, load_adapter, merge
 from padt.data.processor import PaDTProcessor, load_processor
-from padt.errors import UserError
+from padt.errors import UserError, look_up
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.config import FeatureOrder, PaDTConfig, load_config
 from padt.pretrained.hub import model_folder, new_folder
@@ -172,9 +172,7 @@ def resolve_dtype(
     if choice is None or choice == "auto":
         tensor = next(iter(stored.values()))
         return config.dtype or _STORED_DTYPES.get(tensor.dtype, torch.bfloat16)
-    if choice not in _DTYPES:
-        raise UserError(f"dtype {choice!r} is unknown: use auto, {', '.join(_DTYPES)}, or a torch type.")
-    return _DTYPES[choice]
+    return look_up("dtype", choice, _DTYPES)
 
 
 def resolve_attention(choice: str, device: torch.device) -> str:
@@ -185,9 +183,7 @@ def resolve_attention(choice: str, device: torch.device) -> str:
     """
     from transformers.utils import is_flash_attn_2_available
 
-    choices = ("auto", "sdpa", "eager", "flash_attention_2")
-    if choice not in choices:
-        raise UserError(f"attn_implementation {choice!r} is unknown: use one of {', '.join(choices)}.")
+    look_up("attn_implementation", choice, dict.fromkeys(("auto", "sdpa", "eager", "flash_attention_2")))
     flash = device.type == "cuda" and is_flash_attn_2_available()
     if choice == "flash_attention_2" and not flash:
         raise UserError("flash_attention_2 needs a CUDA device and the package flash-attn: use 'sdpa' or 'auto'.")

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from padt.errors import UserError
+from padt.errors import UserError, suggestion
 
 VRTRule = Literal["random", "distinct", "extreme", "all"]
 
@@ -41,5 +41,5 @@ def choose_vrts(
         candidates = [patches[inner] if inner.any() else patches, *(patches[end] for end in ends)]
         chosen = np.array([rng.choice(some) for some in candidates])
     else:
-        raise UserError(f"VRT rule {rule!r} is unknown: use one of {', '.join(get_args(VRTRule))}.")
+        raise UserError(f"VRT rule {rule!r} is unknown: {suggestion(rule, get_args(VRTRule))}")
     return tuple(int(patch) for patch in chosen)

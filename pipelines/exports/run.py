@@ -3,7 +3,7 @@
 Rows are streamed: what is held in memory is one row group, whatever the size of the set.
 """
 
-from padt.errors import ImageError, UserError
+from padt.errors import ImageError, UserError, look_up
 from pipelines.dataset.manifest import open_set
 from pipelines.exports.base import Exported, ExportedSet
 from pipelines.exports.coco import write_coco
@@ -11,7 +11,7 @@ from pipelines.exports.released import write_released
 from pipelines.io.images import read_image
 from pipelines.io.storage import Folder
 
-FORMATS = ("coco", "released")
+FORMATS = {"coco": write_coco, "released": write_released}
 
 
 def export_data(url: str, out: str, to: str = "coco", images: bool = True) -> Exported:
@@ -32,8 +32,7 @@ def export_data(url: str, out: str, to: str = "coco", images: bool = True) -> Ex
         UserError: there is no finished set, ``out`` holds something, the format is unknown or cannot hold the set, or
             an image cannot be read.
     """
-    if to not in FORMATS:
-        raise UserError(f"Format {to!r} is unknown: use one of {', '.join(FORMATS)}.")
+    write = look_up("Format", to, FORMATS)
     manifest, folder = open_set(url), Folder(out)
     if (
         folder.path() == Folder(url).path()
@@ -46,10 +45,7 @@ def export_data(url: str, out: str, to: str = "coco", images: bool = True) -> Ex
     source, exported = ExportedSet(url, manifest), Exported(out)
     if images:
         exported.files["images/"] = _write_images(source, folder)
-    if to == "coco":
-        write_coco(source, folder, exported)
-    else:
-        write_released(source, folder, exported)
+    write(source, folder, exported)
     return exported
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from padt.errors import UserError
+from padt.errors import UserError, look_up
 from pipelines.sources.table import SourceOptions, option
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class PrepareOptions(SourceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images_mode not in get_args(ImagesMode):
-            raise UserError(f"images_mode {self.images_mode!r} is unknown: use copy or link.")
+        look_up("images_mode", self.images_mode, dict.fromkeys(get_args(ImagesMode)))
         if self.kind.pictures and not self.image_folders:
             raise UserError(f"Source {self.source!r} needs the folder of its pictures: give --images.")
         for part, value in (("name", self.set_name), ("split", self.split)):

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from padt.data import rle
-from padt.errors import UserError
+from padt.errors import UserError, look_up
 from pipelines.io.storage import Folder
 from pipelines.toy.language import choose_expressions, grounded_captions
 from pipelines.toy.scenes import CATEGORY_NAMES, Scene, SceneOptions, draw_scene, scene_rng
@@ -203,9 +203,7 @@ def _annotation_id(number: int, index: int) -> int:
 
 
 def _split_number(split: str) -> int:
-    if split not in SPLITS:
-        raise UserError(f"Split {split!r} is unknown: use one of {', '.join(SPLITS)}.")
-    return SPLITS.index(split)
+    return look_up("Split", split, {name: number for number, name in enumerate(SPLITS)})
 
 
 def _already_there(folder: Path, info: dict[str, str]) -> ToyFiles:

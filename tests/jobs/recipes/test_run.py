@@ -194,6 +194,12 @@ def test_a_missing_recipe_is_named() -> None:
         run_recipe("nowhere.yaml")
 
 
+def test_a_task_that_no_evaluation_has_is_refused_before_anything_runs() -> None:
+    entry = {"do": "evaluate", "model": "m", "data": "d", "tasks": ["refer", "detcet"]}
+    with pytest.raises(UserError, match=r"tiny\.yaml, stage scores(.|\n)*'detcet' is unknown: did you mean detect\?"):
+        stages_module.build_stage("scores", entry, "tiny.yaml")
+
+
 def test_a_threshold_for_no_metric_is_refused_before_anything_runs() -> None:
     entry = {"do": "register", "model": "m", "evaluation": "e", "thresholds": {"eval/toy/giou": 0.5}}
     with pytest.raises(UserError, match=r"tiny\.yaml, stage champion(.|\n)*'eval/toy/giou' is unknown: .* gIoU"):

@@ -185,7 +185,7 @@ def test_what_cannot_be_exported_says_why_and_leaves_nothing(own, tmp_path, monk
     hub_folder(tmp_path / "hub")
     with pytest.raises(UserError, match="plain Qwen2.5-VL, without prototypes and decoder"):
         padt.export(tmp_path / "hub", tmp_path / "out", "released")
-    with pytest.raises(UserError, match="Layout 'onnx' is unknown: use hub or released"):
+    with pytest.raises(UserError, match="Layout 'onnx' is unknown: known are hub, released"):
         padt.export(own, tmp_path / "out", "onnx")
     with pytest.raises(UserError, match="max_shard_size 'big' is not a size"):
         padt.export(own, tmp_path / "out", "hub", max_shard_size="big")

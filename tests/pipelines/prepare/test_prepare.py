@@ -244,7 +244,7 @@ def test_a_bad_file_is_an_error_before_anything_is_written(tmp_path, change, mes
         ({"name": "a/b"}, "name 'a/b'"),
         ({"split": ""}, "split"),
         ({"rows_per_shard": 0}, "rows_per_shard"),
-        ({"images_mode": "move"}, "copy or link"),
+        ({"images_mode": "lnik"}, r"did you mean link\?"),
     ],
 )
 def test_bad_options_are_refused(tmp_path, values, message):
