@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def training(place, output, *overrides):
         "output": f"{place}/{output}",
         "data": {"sets": [{"url": f"{place}/set", "tasks": {"detect": 1.0}}]},
         "batch_size": 2,
-        "steps": 6,
+        "steps": 10,
         "workers": 1,
         "precision": "fp32",
         "reader": {"ray": False},
@@ -136,14 +137,15 @@ def test_a_killed_training_goes_on_there_to_the_same_model(place, object_store, 
     process.wait()
     assert not Folder(f"{place}/killed/model").exists("config.json")
     assert start_training(killed, tmp_path / "killed").wait(300) == 0, (tmp_path / "killed" / "log").read_text()
-    assert "goes on from the checkpoint of step" in (tmp_path / "killed" / "log").read_text()
+    begun = int(re.findall(r"goes on from the checkpoint of step (\d+)", (tmp_path / "killed" / "log").read_text())[0])
     result = run_train(killed)
-    assert result.skipped and result.steps == 6
+    assert result.skipped and result.steps == 10
     weights = [load_model(resolve_model(f"{place}/{name}/model")).state_dict() for name in ("whole", "killed")]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
     lines = Folder(killed.output).read_text("metrics.jsonl").splitlines()
     steps = [json.loads(line)["step"] for line in lines]
-    assert steps == list(range(steps[0], 7)) and steps[0] <= 3
+    # These steps take milliseconds: the last records before the kill may not have left its process.
+    assert steps == sorted(set(steps)) and steps[begun - 10 :] == list(range(begun + 1, 11))
 
 
 def test_a_training_into_a_bucket_that_is_not_there_says_so_at_once(place, object_store):
