@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -76,28 +77,30 @@ def run_submit(
     words = ["run", file, *overrides, "--output", checked.output, *[word for name in redo for word in ("--redo", name)]]
     name = submission_id or submission_name(checked.name, words)
 
-    client = _client(address)
-    status = _status(client, name)
-    if status == "SUCCEEDED" and not again:
-        return JobResult(name, status, 0, "This submission has already succeeded: add --again to run it once more.")
-    if status is None or status in ("SUCCEEDED", "FAILED", "STOPPED"):
-        if status is not None:
-            # Ray keeps ids of ended jobs. Their recipe goes on from its markers.
-            client.delete_job(name)
-        client.submit_job(
-            entrypoint=_command(words),
-            submission_id=name,
-            runtime_env={
-                "working_dir": str(root),
-                "excludes": list(EXCLUDES),
-                "env_vars": environment(checked.output),
-            },
-            metadata={"recipe": checked.name},
-        )
-    if not follow:
-        return JobResult(name, _status(client, name) or "PENDING", 0, f"Follow it with: ray job logs --follow {name}")
-    asyncio.run(_follow(client, name, write))
-    return _ended(client, name)
+    job = {
+        "entrypoint": _command(words),
+        "submission_id": name,
+        "runtime_env": {
+            "working_dir": str(root),
+            "excludes": list(EXCLUDES),
+            "env_vars": environment(checked.output),
+        },
+        "metadata": {"recipe": checked.name},
+    }
+    with _answering(address) as client:
+        status = _status(client, name)
+        if status == "SUCCEEDED" and not again:
+            return JobResult(name, status, 0, "This submission has already succeeded: add --again to run it once more.")
+        if status is None or status in ("SUCCEEDED", "FAILED", "STOPPED"):
+            if status is not None:
+                # Ray keeps ids of ended jobs. Their recipe goes on from its markers.
+                client.delete_job(name)
+            client.submit_job(**job)
+        if not follow:
+            told = f"Follow it with: ray job logs --follow {name}"
+            return JobResult(name, _status(client, name) or "PENDING", 0, told)
+        asyncio.run(_follow(client, name, write))
+        return _ended(client, name)
 
 
 def submission_name(recipe: str, words: Sequence[str]) -> str:
@@ -172,16 +175,60 @@ def _command(words: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "jobs.cli.main", *words])
 
 
-def _client(address: str) -> Any:
+@contextmanager
+def _answering(address: str) -> Iterator[Any]:
+    """A client of the cluster's job address; what goes wrong between the two is one sentence.
+
+    Raises:
+        UserError: nothing answers there, the cluster wants another token, or it refuses what is asked of it.
+    """
+    import aiohttp
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    url = address if "://" in address else f"http://{address}"
+    token, place = _token()
+    client = None
     try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        # As a header: Ray itself would send its token only where RAY_AUTH_MODE says so.
+        client = JobSubmissionClient(url, headers={"Authorization": f"Bearer {token}"} if token else None)
+        yield client
+    except AuthenticationError as error:
+        said = f"refuses the token of {place}" if token else "wants a token, and there is none here"
         raise UserError(
-            f"No Ray cluster answers at {address} ({_first_line(error)}): give the head's dashboard address, "
+            f"The Ray cluster at {url} {said}: put that of its head (`ray get-auth-token` there) into "
+            "~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH."
+        ) from error
+    except (OSError, RuntimeError, ValueError, KeyError, aiohttp.ClientError) as error:
+        if client is not None:
+            raise UserError(
+                f"The Ray cluster at {url} broke off ({_first_line(error)}): a job that was submitted goes on there; "
+                "run the same command again to follow it."
+            ) from error
+        raise UserError(
+            f"No Ray cluster answers at {url} ({_first_line(error)}): give the head's dashboard address, "
             "for example http://HEAD:8265 (`ray dashboard cluster.yaml` opens it on http://localhost:8265)."
         ) from error
+
+
+def _token() -> tuple[str | None, str]:
+    """Ray's token as Ray looks for it, and where it was found; none where RAY_AUTH_MODE switches tokens off.
+
+    ``ray start`` uses the token of its machine without being told to, so this side does so as well.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return None, "RAY_AUTH_MODE"
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token, "RAY_AUTH_TOKEN"
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+    if file.is_file():
+        return file.read_text(encoding="utf-8").strip(), str(file)
+    if named:
+        raise UserError(
+            f"RAY_AUTH_TOKEN_PATH names {file}, which is not there: give the file with the cluster's token."
+        )
+    return None, str(file)
 
 
 def _status(client: Any, name: str) -> str | None:

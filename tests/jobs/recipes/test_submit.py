@@ -15,15 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.recipes.submit import EXCLUDES, check_size, environment, submission_name
+from jobs.recipes.submit import EXCLUDES, _token, check_size, environment, submission_name
 from padt.errors import UserError
 from tests.conftest import REPOSITORY
 
-# A local Ray turns token authentication on for itself; both sides of this one must agree that there is none.
+# As a user's shell is: nothing says whether Ray asks for tokens, and `ray start` does so where it finds one.
 # The job's entry point says `python`, which on a cluster is the environment that the head was started in.
 ENVIRONMENT = {
-    **os.environ,
-    "RAY_AUTH_MODE": "disabled",
+    **{name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")},
     "RAY_USAGE_STATS_ENABLED": "0",
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
 }
@@ -41,12 +40,21 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[str]:
-    """Address of a Ray head with two logical CPUs."""
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with Ray's token."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text("a" * 64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def head(home: Path) -> Iterator[str]:
+    """Address of a Ray head with two logical CPUs, which asks for the token of its home folder."""
     pytest.importorskip("ray")
     # Ray gives a node 30 seconds to start, which a machine busy with other work may not keep.
     for _ in range(3):
-        with head_process() as (process, log, address):
+        with head_process(home) as (process, log, address):
             if not has_started(process, log):
                 continue
             yield address
@@ -55,7 +63,7 @@ def head() -> Iterator[str]:
 
 
 @contextmanager
-def head_process() -> Iterator[tuple[subprocess.Popen, Path, str]]:
+def head_process(home: Path) -> Iterator[tuple[subprocess.Popen, Path, str]]:
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     # Short: sockets live below it, and their paths must stay under 108 letters.
@@ -67,7 +75,7 @@ def head_process() -> Iterator[tuple[subprocess.Popen, Path, str]]:
     ]
     log = Path(folder, "head.log")
     with log.open("w") as sink:
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=sink, stderr=sink)
+        process = subprocess.Popen(command, env={**ENVIRONMENT, "HOME": str(home)}, stdout=sink, stderr=sink)
     try:
         yield process, log, f"http://127.0.0.1:{ports['dashboard-port']}"
     finally:
@@ -85,49 +93,82 @@ def has_started(process: subprocess.Popen, log: Path, seconds: float = 180) -> b
     return False
 
 
-def submit(address: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.cli.main",
-        "submit",
-        "--address",
-        address,
-        "--working-dir",
-        str(folder),
-        *words,
-    ]
-    return subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+def submit(address: str, folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    options = ("--address", address, "--working-dir", str(folder))
+    command = [sys.executable, "-m", "jobs.cli.main", "submit", *options, *words]
+    environment = ENVIRONMENT | variables
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
-def test_a_recipe_runs_as_a_job_once(head: str, tmp_path: Path) -> None:
+def test_a_recipe_runs_as_a_job_once(head: str, home: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "code", tmp_path / "run"
     folder.mkdir()
     (folder / "tiny.yaml").write_text(TINY)
     words = (str(folder / "tiny.yaml"), "--output", str(output))
 
-    first = submit(head, folder, *words)
+    # Without `http://`, as people write it.
+    first = submit(head.removeprefix("http://"), folder, *words, HOME=str(home))
     assert first.returncode == 0, first.stdout + first.stderr
     assert "prepare: done" in first.stdout
     assert set(json.loads((output / "summary.json").read_text())["stages"]) == {"prepare"}
     assert (output / "mlflow.db").exists()
 
-    second = submit(head, folder, *words)
+    second = submit(head, folder, *words, HOME=str(home))
     assert second.returncode == 0
     assert "has already succeeded" in second.stderr
 
     # The job's own exit status comes back, with its message in the log.
-    third = submit(head, folder, *words, "prepare.scenes=9")
+    third = submit(head, folder, *words, "prepare.scenes=9", RAY_AUTH_TOKEN="a" * 64)
     assert third.returncode == 2, third.stdout + third.stderr
     assert "'prepare' was done under other options (scenes: 8 -> 9)" in third.stdout
 
 
-def test_no_cluster_is_said_in_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_token_that_is_missing_or_wrong_is_one_sentence(head: str, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
-    run = submit("http://127.0.0.1:9", tmp_path, str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "run"))
-    assert run.returncode == 2
-    assert run.stderr.splitlines()[-1].startswith("error: No Ray cluster answers at http://127.0.0.1:9")
+    words = (str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "run"))
+    empty = {"HOME": str(tmp_path)}
+    for variables, message in (
+        (empty, "wants a token, and there is none here"),
+        (empty | {"RAY_AUTH_MODE": "disabled"}, "wants a token, and there is none here"),
+        (empty | {"RAY_AUTH_TOKEN": "b" * 64}, "refuses the token of RAY_AUTH_TOKEN"),
+    ):
+        run = submit(head, tmp_path, *words, **variables)
+        assert run.returncode == 2 and "Traceback" not in run.stderr, run.stderr
+        last = run.stderr.splitlines()[-1]
+        assert last.startswith(f"error: The Ray cluster at {head} {message}") and "RAY_AUTH_TOKEN_PATH" in last
+
+
+def test_the_token_is_looked_for_where_ray_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _token()[0] is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("mine\n")
+    assert _token() == ("mine", str(tmp_path / ".ray" / "auth_token"))
+    (tmp_path / "other").write_text("named")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "other"))
+    assert _token() == ("named", str(tmp_path / "other"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+    assert _token() == ("given", "RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert _token()[0] is None
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="nothing, which is not there"):
+        _token()
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "127.0.0.1:9", "nobody.invalid:8265", "http://"])
+def test_no_cluster_is_said_in_one_sentence(address: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    run = submit(address, tmp_path, str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "run"))
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith(f"error: No Ray cluster answers at http://{address.removeprefix('http://')} (")
 
 
 def test_what_is_sent_is_bounded_and_leaves_data_out(tmp_path: Path) -> None:
