@@ -73,7 +73,7 @@ def _example(reject: LeftOut | None) -> str:
     if reject is None:
         return ""
     what = "" if reject.what == "image" else f", {reject.what}"
-    return f"{reject.key}{what}: {reject.detail}" if reject.detail else f"{reject.key}{what}"
+    return f"{reject.key}{what}: {reject.detail.rstrip('.')}" if reject.detail else f"{reject.key}{what}"
 
 
 def loss_sentences(loss: Loss) -> list[str]:

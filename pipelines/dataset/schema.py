@@ -175,7 +175,10 @@ REPAIRS = {
 }
 """What is put right on the way (a closed list), and what each repair means."""
 
-NOTES: dict[str, str] = {}
+NOTES: dict[str, str] = {
+    "file_name_repeated": "images have the file name of an image before them: where the tool numbered the pictures of "
+    "several folders, their objects lie in the wrong picture, so write the folders in 'file_name'",
+}
 """What looks wrong but was neither rejected nor repaired (a closed list of codes): what it is, and what to do.
 
 Each goes on after its number and ends without a full stop: ``"boxes end beyond ...: write ..."`` is shown as

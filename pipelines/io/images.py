@@ -6,6 +6,7 @@ import zlib
 
 from padt.errors import ImageError
 from pipelines.io.reading import read_file
+from pipelines.io.transport import without_keys
 
 # Largest encoded image: a file of this size is no photograph, and one packed into a zip may claim to be any size.
 MOST_IMAGE_BYTES = 256 * 2**20
@@ -25,10 +26,10 @@ def read_image(url: str, most: int = MOST_IMAGE_BYTES) -> bytes:
     try:
         content = read_file(url, most + 1)
     except FileNotFoundError as error:
-        raise ImageError("image_missing", f"{url} does not exist") from error
+        raise ImageError("image_missing", f"{without_keys(url)} does not exist") from error
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
         # RuntimeError: a zip's file is locked by a password, or packed in a way that Python does not know.
-        raise ImageError("image_unreadable", f"{url}: {error}") from error
+        raise ImageError("image_unreadable", f"{without_keys(url)}: {error}") from error
     if len(content) > most:
-        raise ImageError("image_too_large", f"{url} has more than {most:,} bytes")
+        raise ImageError("image_too_large", f"{without_keys(url)} has more than {most:,} bytes")
     return content

@@ -85,7 +85,12 @@ def read_file(url: str, most: int) -> bytes:
 
 
 def _read_member(archive: Archive, inner: str, most: int) -> bytes:
-    with archive.fs.open(inner, "rb") as handle:
+    try:
+        opened = archive.fs.open(inner, "rb")
+    except (KeyError, AttributeError) as error:
+        # In a tar: a link that leads out of it, or a device.
+        raise FileNotFoundError(inner) from error
+    with opened as handle:
         return read_most(handle, most)
 
 

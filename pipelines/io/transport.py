@@ -14,6 +14,11 @@ from padt.errors import UserError
 
 Answer = TypeVar("Answer")
 
+
+class RefusedError(UserError):
+    """A server or store does not let this user have a file."""
+
+
 # Tries for a request, and seconds before the second one; each later one waits twice as long.
 _TRIES = 5
 _FIRST_PAUSE = 0.5
@@ -91,7 +96,7 @@ def _wait(url: str, error: Exception, left: int) -> float:
     if status in _GONE:
         raise FileNotFoundError(shown) from error
     if status in _REFUSED or isinstance(error, PermissionError):
-        raise UserError(
+        raise RefusedError(
             f"{shown} is refused ({reason_of(error)}): check your keys, or get a new address where it was signed for a "
             "time (some stores refuse what is not there, too), and run the command again; what is complete stays."
         ) from error

@@ -19,32 +19,15 @@ from rich.filesize import decimal
 from padt.data.image import ResizePolicy
 from padt.errors import ImageError, UserError
 from pipelines.io.storage import Folder
-from pipelines.prepare.images import ImageFolders
+from pipelines.prepare.locate import PlannedImage
 from pipelines.prepare.rows import piece_ids
-from pipelines.sources.base import Header, ImageEntry, Piece, Reject, Source
+from pipelines.sources.base import ImageEntry, Piece, Reject, Source
 
 WORK = ".work"
 PLAN_NAME = f"{WORK}/plan.json"
 _BUFFER_BYTES = 128 * 2**20
 _UNKNOWN_IMAGE_BYTES = 160_000
 _TEXT_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class PlannedImage:
-    """An image with its place on disk.
-
-    Attributes:
-        entry: as the source lists it.
-        url: where it lies, or should lie; empty where there is no picture, or it stands in the source itself.
-        bytes: its size (with that of ``more``); None where it was not found or is not known.
-        more: where the second and later pictures of a conversation lie.
-    """
-
-    entry: ImageEntry
-    url: str
-    bytes: int | None
-    more: tuple[str, ...] = ()
 
 
 @dataclass
@@ -89,25 +72,6 @@ class SetPlan:
     rejects: dict[str, int]
     repairs: dict[str, int]
     notes: dict[str, list[Any]]
-
-
-def locate_images(header: Header, folders: ImageFolders) -> tuple[list[PlannedImage], list[Reject]]:
-    """Places of a source's images, and the images whose names are refused."""
-    planned, rejects = [], []
-    for entry in header.images:
-        if entry.embedded:
-            planned.append(PlannedImage(entry, "", entry.embedded))
-            continue
-        names = [entry.file_name, *entry.more] if entry.file_name else []
-        try:
-            places = [folders.locate(name) for name in names]
-        except ImageError as error:
-            rejects.append(Reject(entry.image_id, "image", error.reason, str(error)))
-            continue
-        sizes = [size for _, size in places if size is not None]
-        urls = [url for url, _ in places] or [""]
-        planned.append(PlannedImage(entry, urls[0], sum(sizes) if len(sizes) == len(places) else None, tuple(urls[1:])))
-    return planned, rejects
 
 
 def cut_shards(
@@ -186,8 +150,10 @@ def read_group(folder: Folder, number: int) -> ShardGroup:
     lines = iter(gzip.decompress(folder.read(group_name(number))).split(b"\n"))
     head = json.loads(next(lines))
     images = [
-        PlannedImage(ImageEntry(image_id, name, width, height, tuple(names), embedded), url, size, tuple(urls))
-        for image_id, name, width, height, names, embedded, url, size, urls in head["images"]
+        PlannedImage(
+            ImageEntry(image_id, name, width, height, tuple(names), embedded), tuple(map(tuple, places)), size, missing
+        )
+        for image_id, name, width, height, names, embedded, places, size, missing in head["images"]
     ]
     pieces: dict[str, list[Piece]] = {image.entry.image_id: [] for image in images}
     for line in lines:
@@ -286,7 +252,7 @@ def _group_lines(shard: Sequence[PlannedImage], grids: _Grids) -> Iterator[bytes
     for image in shard:
         entry = image.entry
         listed = [entry.image_id, entry.file_name, entry.width, entry.height, entry.more, entry.embedded]
-        images.append([*listed, image.url, image.bytes, image.more])
+        images.append([*listed, image.places, image.bytes, image.missing])
     yield json.dumps({"images": images, "grids": grids.of(shard)}).encode() + b"\n"
 
 

@@ -23,13 +23,14 @@ from pipelines.io.storage import Folder
 from pipelines.io.transport import transport_errors
 from pipelines.prepare.claim import claimed
 from pipelines.prepare.finalize import finish
-from pipelines.prepare.images import ImageFolders
+from pipelines.prepare.image_folders import ImageFolders
+from pipelines.prepare.locate import PlannedImage, described, locate_images
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
-from pipelines.prepare.plan import PLAN_NAME, SetPlan, cut_shards, locate_images, plan_hash, read_plan, write_groups
+from pipelines.prepare.plan import PLAN_NAME, SetPlan, cut_shards, plan_hash, read_plan, write_groups
 from pipelines.prepare.rows import RowContext
 from pipelines.prepare.shards import ShardResult, ShardTask, finished, write_rejects, write_shard
 from pipelines.prepare.target import end_replacement, finished_set, is_taken, next_folder, replace_by_next
-from pipelines.sources.base import Source
+from pipelines.sources.base import Reject, Source
 
 __all__ = ["Execute", "PlanSummary", "PrepareOptions", "Progress", "execute_here", "execute_on_ray", "prepare"]
 
@@ -181,8 +182,10 @@ def _begun_plan(options: PrepareOptions, folder: Folder, wanted: str) -> SetPlan
 
 def _make_plan(options, folder: Folder, source: Source, sources: Sequence[SourceFile], wanted: str, on_read) -> SetPlan:
     header = source.header()
-    images, rejects = locate_images(header, ImageFolders(options.image_folders))
-    _check_found(options, images)
+    folders = ImageFolders(options.image_folders)
+    images, rejects, notes = locate_images(header, folders)
+    header.notes.merge(notes.found)
+    _check_found(options, folders, images, rejects)
     images.sort(key=lambda image: f"{options.set_name}/{options.split}/{image.entry.image_id}")
     shards = cut_shards(images, options.shard_bytes, options.rows_per_shard, options.images_mode == "copy")
     total = sum(image.bytes or 0 for image in images)
@@ -214,16 +217,19 @@ def _make_plan(options, folder: Folder, source: Source, sources: Sequence[Source
     return plan
 
 
-def _check_found(options: PrepareOptions, images) -> None:
-    if not images:
-        raise UserError(f"No image of {options.annotations} has a usable file name: check its section 'images'.")
+def _check_found(
+    options: PrepareOptions, folders: ImageFolders, images: Sequence[PlannedImage], rejects: Sequence[Reject]
+) -> None:
     # Without a listing (https) nothing is known before the images are fetched.
-    if all(image.bytes is None for image in images) and not images[0].url.startswith(("http://", "https://")):
-        folders = ", ".join(options.image_folders)
-        raise UserError(
-            f"None of the {len(images)} images of {options.annotations} lies under {folders} "
-            f"(the first is looked for as {images[0].entry.file_name}): check --images."
-        )
+    if any(not image.missing for image in images) or not (images or rejects):
+        return
+    name = images[0].entry.file_name if images else ""
+    lies = folders.hint(name) if name else ""
+    raise UserError(
+        f"None of the {len(images) + len(rejects)} images of {options.annotations} lies under "
+        f"{', '.join(options.image_folders)}: {described(images) or rejects[0].detail}. "
+        f"{f'{name} lies in {lies}: give that as --images.' if lies else 'Check --images.'}"
+    )
 
 
 def _check_room(options: PrepareOptions, folder: Folder, total: int) -> None:

@@ -179,7 +179,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     group = read_group(folder, task.number)
     unwanted, notes = task.exclusion, Notes(result.notes)
-    images = ImagesAhead(url for image in group.images for url in (image.url, *image.more) if url)
+    images = ImagesAhead(place for image in group.images for place in image.places)
     for image in group.images:
         image_id, pieces = image.entry.image_id, group.pieces.pop(image.entry.image_id)
         if unwanted is not None:
@@ -188,17 +188,19 @@ def _rows(
             if owners:
                 excluded.append(_excluded(image_id, pieces, "same_source_id", owners[0], unwanted, result))
                 continue
-        content: bytes | ImageError | None
-        more: list[tuple[str, bytes]] = []
+        content: bytes | ImageError | None = None
+        url, more = "", []
         try:
-            content = images.read(image.url) if image.url else None
-            more = [(url, images.read(url)) for url in image.more]
+            if image.missing:
+                raise ImageError("image_missing", image.missing)
+            if image.places:
+                (url, content), *more = [images.read(place) for place in image.places]
         except ImageError as error:
             content = error
         if image.entry.embedded:
             content, *others = embedded_pictures(pieces)
             more = [("", each) for each in others]
-        built = build_row(image.entry, image.url, content, pieces, task.context, group.grids, more)
+        built = build_row(image.entry, url, content, pieces, task.context, group.grids, more)
         if unwanted is not None and built.row is not None:
             marks = [(built.row["sha256"], built.row["look"])]
             marks += [(content_hash(each), measure(each)[2]) for _, each in more]

@@ -14,7 +14,8 @@ from pipelines.inspection.inspect import inspect
 from pipelines.io import reading, transport
 from pipelines.io.images import read_image
 from pipelines.io.reading import hash_file, open_input
-from pipelines.prepare.images import ImageFolders, ImagesAhead
+from pipelines.prepare.image_folders import ImageFolders
+from pipelines.prepare.images import ImagesAhead
 from pipelines.prepare.run import PrepareOptions
 from tests.pipelines.coco_files import (
     content_of,
@@ -99,10 +100,10 @@ def test_archives_that_cannot_be_used_are_an_error_before_work_starts(tmp_path, 
 def test_a_zip_bomb_is_unpacked_no_further_than_an_image_may_be_large(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.jpg", bytes(20_000_000))
-    url, size = ImageFolders([str(tmp_path / "bomb.zip")]).locate("bomb.jpg")
-    assert size == 20_000_000
+    found = ImageFolders([str(tmp_path / "bomb.zip")]).locate("bomb.jpg")
+    assert found.size == 20_000_000
     with pytest.raises(ImageError, match="more than 1,000,000 bytes") as caught:
-        read_image(url, most=1_000_000)
+        read_image(found.urls[0], most=1_000_000)
     assert caught.value.reason == "image_too_large"
 
 
@@ -125,9 +126,9 @@ def test_a_zip_whose_member_lies_or_is_damaged_costs_that_image_only(tmp_path, c
     (tmp_path / "lying.zip").write_bytes(content)
     folders = ImageFolders([str(tmp_path / "lying.zip")])
     with pytest.raises(ImageError) as caught:
-        read_image(folders.locate("a.jpg")[0])
+        read_image(folders.locate("a.jpg").urls[0])
     assert caught.value.reason == "image_unreadable"
-    assert read_image(folders.locate("b.jpg")[0]) == b"whole"
+    assert read_image(folders.locate("b.jpg").urls[0]) == b"whole"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, name):
 def test_a_name_with_a_meaning_in_urls_is_just_a_name_on_disk(tmp_path):
     for name in ("x#1?.jpg", "a*[b].jpg", "100%25 (1).jpg", "~.jpg"):
         (tmp_path / name).write_bytes(name.encode())
-        assert read_image(ImageFolders([str(tmp_path)]).locate(name)[0]) == name.encode()
+        assert read_image(ImageFolders([str(tmp_path)]).locate(name).urls[0]) == name.encode()
 
 
 def test_images_that_are_folders_are_rejected_one_by_one(tmp_path):
@@ -183,14 +184,14 @@ def test_images_fetched_ahead_are_those_that_are_asked_for():
     urls = [f"memory://ahead/{number}.jpg" for number in range(40)]
     for number in range(0, 40, 2):
         fs.pipe(f"/ahead/{number}.jpg", str(number).encode())
-    images = ImagesAhead([*urls, urls[2]], ahead=4)
+    images = ImagesAhead([(url,) for url in (*urls, urls[2])], ahead=4)
     for number in (0, 2, 3, 10, 11, 4, 38):
         if number % 2:
             with pytest.raises(ImageError, match=f"{number}.jpg does not exist"):
-                images.read(urls[number])
+                images.read((urls[number],))
         else:
-            assert images.read(urls[number]) == str(number).encode()
-    assert images.read(urls[2]) == b"2"
+            assert images.read((urls[number],)) == (urls[number], str(number).encode())
+    assert images.read((urls[2],)) == (urls[2], b"2")
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from padt.errors import UserError
 from pipelines.dataset.index import load_index
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.schema import REJECT_REASONS, REJECT_SCHEMA, SHARD_SCHEMA
-from pipelines.prepare.images import ImageFolders
-from pipelines.prepare.plan import PlannedImage, cut_shards
+from pipelines.prepare.image_folders import ImageFolders
+from pipelines.prepare.locate import PlannedImage
+from pipelines.prepare.plan import cut_shards
 from pipelines.prepare.run import PrepareOptions, execute_here, execute_on_ray, prepare
 from pipelines.prepare.shards import ROW_GROUP_ROWS
 from pipelines.sources.base import ImageEntry
@@ -358,7 +359,7 @@ def test_what_is_rejected_is_told_with_its_name_and_in_the_same_bytes_each_time(
 
 
 def _planned(sizes):
-    return [PlannedImage(ImageEntry(str(n), "a.jpg", 9, 9), "a.jpg", size) for n, size in enumerate(sizes)]
+    return [PlannedImage(ImageEntry(str(n), "a.jpg", 9, 9), (("a.jpg",),), size) for n, size in enumerate(sizes)]
 
 
 def test_shards_are_cut_by_bytes_or_rows():
@@ -374,4 +375,5 @@ def test_shards_are_cut_by_bytes_or_rows():
 def test_images_are_found_by_the_names_of_other_years_and_folders(tmp_path, name):
     (tmp_path / "train2017").mkdir()
     (tmp_path / "train2017" / "000000000009.jpg").write_bytes(b"12345")
-    assert ImageFolders([str(tmp_path)]).locate(name) == (str(tmp_path / "train2017" / "000000000009.jpg"), 5)
+    found = ImageFolders([str(tmp_path)]).locate(name)
+    assert (found.urls, found.size) == ((str(tmp_path / "train2017" / "000000000009.jpg"),), 5)
