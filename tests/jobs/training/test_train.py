@@ -108,7 +108,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(world, undisturbed, cap
         run_train(job, on_record=killer)
     assert not killer.steps and 0 in failure.value.worker_failures
     with pytest.raises(UserError, match=r"unfinished run of another configuration \(optimizer\.lr: 0\.001 -> 0\.0001"):
-        run_train(config(world, tmp_path / "run", "optimizer.lr=1e-4"))
+        run_train(config(world, tmp_path / "run", "optimizer.lr=1e-4", *LONG))
     result = run_train(job)
     starts = [int(step) for step in re.findall(r"goes on from the checkpoint of step (\d+)", caplog.text)]
     assert len(starts) == 2 and starts[0] >= 10 and starts[1] >= 40, (
