@@ -56,7 +56,7 @@ def evaluate(
 
 
 @app.command(
-    **examples("padt compare runs/demo/evaluate_base runs/demo/evaluate", "padt compare models:/padt/1 runs/x")
+    **examples("padt compare runs/demo/evaluate_base runs/demo/evaluate_pretrain", "padt compare models:/padt/1 runs/x")
 )
 def compare(
     sources: Annotated[list[str], typer.Argument(help="Folders of `padt evaluate`, or models:/padt/VERSION.")],

@@ -85,6 +85,19 @@ def test_a_port_that_is_taken_is_named(model: str) -> None:
             pass
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("127.0.0.1", 99999, "There is no port 99999"),
+        ("nobody.invalid", 0, "Host nobody.invalid is no interface of this machine"),
+        ("203.0.113.1", 0, "Host 203.0.113.1 is no interface of this machine"),
+    ],
+)
+def test_a_port_or_host_that_cannot_be_is_named(model: str, host: str, port: int, message: str) -> None:
+    with pytest.raises(UserError, match=message), serving(model, host, port):
+        pass
+
+
 def test_a_wrong_setting_and_a_missing_model_are_named(model: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="raise the former"), serving(model, port=0, max_batch_size=64):
         pass
