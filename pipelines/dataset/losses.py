@@ -85,7 +85,7 @@ def loss_sentences(loss: Loss) -> list[str]:
     more = len(loss.reasons) - len(shown)
     said = [f"{number} were rejected: {why}{f'; and {more} more reasons' if more else ''}."]
     if loss.example:
-        said.append(f"For example {loss.example}.")
+        said.append(f"For example {loss.example.rstrip('.')}.")
     cause = next((LIKELY_CAUSES[reason] for reason, _ in shown if reason in LIKELY_CAUSES), None)
     if cause is not None:
         said.append(f"Likely cause: {cause}.")

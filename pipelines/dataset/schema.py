@@ -93,12 +93,16 @@ REJECT_REASONS = {
     "image_not_listed": "it belongs to an image that the annotation file does not list",
     "image_rejected": "its image was rejected",
     "duplicate_image_id": "an earlier image has the same id",
+    "image_ambiguous": "several files have its image's id: nobody knows to which it belongs",
     "size_mismatch": "width and height of the annotation file are not those of the image, turned or not",
     "annotation_malformed": "a field is missing or has a wrong form",
     "duplicate_annotation_id": "an earlier annotation of the image has the same id",
     "category_unknown": "its category is not listed",
     "box_degenerate": "the box has no area, or is not four finite numbers",
     "box_outside_image": "the box lies outside the image",
+    "box_normalised": "the numbers of the box lie between 0 and 1: parts of the image, where pixels belong",
+    "box_mask_apart": "the box and the mask have no pixel in common: one of them belongs to something else",
+    "drawn_before_turn": "it was drawn in the image as stored, before its EXIF orientation",
     "mask_degenerate": "no polygon has three points with finite coordinates near the image",
     "mask_damaged": "the run-length mask cannot be read",
     "mask_size_mismatch": "the run-length mask has another size than the image",
@@ -137,12 +141,17 @@ LIKELY_CAUSES = {
     "image_outside_root": "the file names hold paths of the machine that they were written on",
     "image_not_listed": "ids are written differently in 'images' and 'annotations', or the two are of different files",
     "duplicate_image_id": "files were merged without numbering their images anew: objects may belong to another image",
+    "image_ambiguous": "files were merged without numbering their images anew",
     "size_mismatch": "the pictures were resized after they were annotated: take the originals, or scale the boxes",
     "annotation_malformed": "another tool's file, whose annotations lack 'id', 'image_id' or 'category_id'",
     "duplicate_annotation_id": "files were merged, or the same annotations were written twice",
     "category_unknown": "'category_id' is empty or a name, or 'categories' is that of another file",
     "box_degenerate": "'bbox' is not [x, y, width, height] in pixels, or the tool wrote points and lines",
     "box_outside_image": "'bbox' is [x0, y0, x1, y1] in place of [x, y, width, height], or the pictures were resized",
+    "box_normalised": "'bbox' is written in parts of the image: multiply by its width and height",
+    "box_mask_apart": "'bbox' or 'segmentation' is in other units or of another picture",
+    "drawn_before_turn": "the tool drew in the stored picture and passed over its EXIF orientation: turn the files, or "
+    "remove their orientation tag",
     "mask_degenerate": "'segmentation' has another form than COCO's: [[x1, y1, x2, y2, ...], ...] in pixels",
     "mask_damaged": "the run lengths were written by another encoder, or as base64 or a printed byte string",
     "mask_size_mismatch": "the masks are those of resized pictures, or width and height were exchanged ('size' is "
@@ -164,12 +173,18 @@ REPAIRS = {
     "annotation_id_numbered": "the id of an annotation was text: a number that always follows from it stands for it",
     "box_clipped": "a box stuck out of its image and was cut at the border",
     "box_from_mask": "an object without a box got that of its mask",
+    "box_reread": "a box meant something else than COCO's form, as its mask shows, and was read so",
+    "box_turned": "a box with a rotation was replaced by the upright box around it",
     "caption_tags_dropped": "a tag of a grounded caption led to no object and was left out",
     "caption_tags_repaired": "a malformed tag of a grounded caption was read as it was meant",
     "category_heading_left_out": "a category that only heads others, as Roboflow writes it, was left out",
+    "category_id_numbered": "the id of a category was text: a number that always follows from it stands for it",
     "category_renamed": "a class name that is misspelt in Objects365 was put right",
+    "image_id_matched": "an annotation wrote its image's id otherwise (139, 000000000139, 139.0) and was joined to it",
     "id_given": "a row without a usable id is called by its place in the file",
     "id_repeated": "a row whose id an earlier one has got a number behind it",
+    "mask_empty": "a mask that covers no pixel of the image was left out, and the box kept",
+    "mask_unread": "a mask in a form whose meaning is not clear was left out, and the box kept",
     "polygons_left_out": "a part of a mask had less than three usable points and was left out",
     "size_swapped": "width and height of the annotation file were exchanged: the picture as it is shown counts",
 }
@@ -178,6 +193,29 @@ REPAIRS = {
 NOTES: dict[str, str] = {
     "file_name_repeated": "images have the file name of an image before them: where the tool numbered the pictures of "
     "several folders, their objects lie in the wrong picture, so write the folders in 'file_name'",
+    "boxes_beyond_as_sizes": "boxes leave their images when read as COCO's [x, y, width, height], and all boxes fit as "
+    "corners [x0, y0, x1, y1]: they are stored as sizes and most likely wrong; write 'bbox' as COCO does and prepare "
+    "again with --overwrite",
+    "areas_of_corners": "boxes have the 'area' of corners [x0, y0, x1, y1], not that of COCO's [x, y, width, height]: "
+    "they are stored as sizes and most likely wrong; write 'bbox' as COCO does and prepare again with --overwrite",
+    "box_clipped": "boxes, a fifth of the set or more, stuck out of their images and were cut: if the pictures were "
+    "resized after they were annotated, or 'bbox' is not [x, y, width, height], they are wrong",
+    "boxes_below_100": "boxes, nearly all, lie in the first 100 pixels of larger images: per cent of the image, it "
+    "seems, stored as pixels; write 'bbox' in pixels and prepare again with --overwrite",
+    "box_reread": "boxes mean something else than COCO's [x, y, width, height] (corners, centre, parts or per cent), "
+    "as their masks show, and were read so; boxes without masks in this file may be wrong: look at the pictures in the "
+    "report",
+    "box_turned": "boxes are turned ('rotation'): the upright box around each turned one is stored",
+    "boxes_unlike_masks": "boxes overlap the bounds of their masks by less than half and are stored as annotated: look "
+    "at the pictures in the report",
+    "size_swapped": "images have width and height exchanged in the annotation file (before their EXIF orientation, it "
+    "seems): where nothing showed otherwise, what is annotated was taken as drawn in the upright image; look at one "
+    "of them with `padt inspect`",
+    "mask_unread": "masks are in a form that is not read, and their boxes were kept: write 'segmentation' as polygons "
+    "[[x1, y1, x2, y2, ...], ...] or run lengths",
+    "mask_empty": "masks cover no pixel of their images, and their boxes were kept: check 'segmentation'",
+    "crowds": "objects, half of the set or more, are crowds ('iscrowd' is 1), which training skips: where they are "
+    "single things, write 0",
 }
 """What looks wrong but was neither rejected nor repaired (a closed list of codes): what it is, and what to do.
 

@@ -27,6 +27,7 @@ from pipelines.io.storage import Folder
 from pipelines.prepare.options import PrepareOptions
 from pipelines.prepare.plan import WORK, SetPlan
 from pipelines.prepare.shards import ShardResult, ShardTask
+from pipelines.prepare.signs import judge
 from pipelines.prepare.target import MADE
 
 
@@ -79,7 +80,7 @@ def finish(
         shards=shards,
         exclusions=_exclusions(exclusion, results),
         losses=losses,
-        notes=_notes(plan, results),
+        notes=_notes(plan, results, counts),
         plan=plan.hash,
         fingerprint=fingerprint(options.policy, categories, shards, options.set_name),
     )
@@ -109,11 +110,15 @@ def _reasons_by_kind(plan: SetPlan, results: Sequence[ShardResult]) -> dict[str,
     return reasons
 
 
-def _notes(plan: SetPlan, results: Sequence[ShardResult]) -> tuple[Note, ...]:
+def _notes(plan: SetPlan, results: Sequence[ShardResult], counts: Counts) -> tuple[Note, ...]:
     notes = Notes()
     notes.merge(plan.notes)
+    examples: dict[str, str] = {}
     for result in results:
         notes.merge(result.notes)
+        examples = result.examples | examples
+    signs = sum((result.signs for result in results), Counter())
+    notes.merge(judge(Counter({"objects": counts.objects, **counts.repairs}) + signs, examples))
     return notes.notes()
 
 

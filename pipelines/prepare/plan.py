@@ -9,9 +9,11 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.filesize import decimal
@@ -101,10 +103,11 @@ def write_groups(
     source: Source,
     policy: ResizePolicy,
     rejected_images: Collection[str] = (),
+    ambiguous: Mapping[str, str] = MappingProxyType({}),
     buffer_bytes: int = _BUFFER_BYTES,
     on_piece: Callable[[int], None] | None = None,
     needed: int = 0,
-) -> tuple[list[Reject], Counter[str]]:
+) -> tuple[list[Reject], Counter[str], Counter[str]]:
     """Send every piece of a source to the group file of its shard.
 
     Args:
@@ -113,14 +116,17 @@ def write_groups(
         source: read once more, piece by piece.
         policy: gives the grids.
         rejected_images: ids of images that are listed but were rejected before.
+        ambiguous: what to say of the ids of images that several files have.
         buffer_bytes: memory for pieces before they are moved to temporary files.
         on_piece: called with the number of pieces so far, every ten thousand.
         needed: bytes of the source's files: about what the temporary files may take, for the message of a full disk.
 
     Returns:
-        Rejects that belong to no shard, and the number of pieces read by kind (rejects included).
+        Rejects that belong to no shard, the number of pieces read by kind (rejects included), and what was put right.
     """
     shard_of = {image.entry.image_id: number for number, shard in enumerate(shards) for image in shard}
+    strays = _Strays(shards, rejected_images)
+    repairs: Counter[str] = Counter()
     rejects: list[Reject] = []
     counts: Counter[str] = Counter()
     grids = _Grids(policy)
@@ -130,11 +136,14 @@ def write_groups(
             counts[piece.kind] += 1
             if on_piece is not None and number % 10_000 == 0:
                 on_piece(number)
+            if isinstance(piece, Piece) and piece.image_id not in shard_of:
+                piece = strays.joined(piece)
+                repairs["image_id_matched"] += isinstance(piece, Piece)
             if isinstance(piece, Reject):
                 rejects.append(piece)
-            elif piece.image_id not in shard_of:
-                reason = "image_rejected" if piece.image_id in rejected_images else "image_not_listed"
-                rejects.append(Reject(piece.image_id, piece.kind, reason, "", *piece_ids(piece)))
+            elif piece.image_id in ambiguous:
+                said = ambiguous[piece.image_id]
+                rejects.append(Reject(piece.image_id, piece.kind, "image_ambiguous", said, *piece_ids(piece)))
             else:
                 spills.add(shard_of[piece.image_id], _piece_line(piece))
         for number, shard in enumerate(shards):
@@ -142,7 +151,47 @@ def write_groups(
             content = b"".join(lines) + spills.take(number)
             # The fastest level: the file is read once and thrown away. No time stamp, so that equal plans are equal.
             folder.write(group_name(number), gzip.compress(content, compresslevel=1, mtime=0))
-    return rejects, counts
+    return rejects, counts, repairs
+
+
+class _Strays:
+    """Pieces whose image is not planned under the id that they write."""
+
+    def __init__(self, shards: Sequence[Sequence[PlannedImage]], rejected_images: Collection[str]) -> None:
+        self._shards = shards
+        self._rejected = rejected_images
+
+    def joined(self, piece: Piece) -> Piece | Reject:
+        """The piece with the id as its image's entry writes it, where just one id means its number; else its reject."""
+        written = self._by_number.get(_number(piece.image_id))
+        if written is not None:
+            return replace(piece, image_id=written)
+        reason, detail = "image_not_listed", ""
+        if piece.image_id in self._rejected:
+            reason = "image_rejected"
+        elif piece.image_id in self._by_name:
+            found = self._by_name[piece.image_id]
+            detail = f"image_id {piece.image_id} is the file name of an image: write its id, {found}"
+        return Reject(piece.image_id, piece.kind, reason, detail, *piece_ids(piece))
+
+    @cached_property
+    def _by_number(self) -> dict[str | None, str | None]:
+        """Id by the number that it means; None where several ids mean one."""
+        found: dict[str | None, str | None] = {None: None}
+        for image_id in [image.entry.image_id for shard in self._shards for image in shard]:
+            number = _number(image_id)
+            found[number] = None if number in found else image_id
+        return found
+
+    @cached_property
+    def _by_name(self) -> dict[str, str]:
+        return {image.entry.file_name: image.entry.image_id for shard in self._shards for image in shard}
+
+
+def _number(image_id: str) -> str | None:
+    """The digits of a whole number, whichever way it is written: ``139``, ``000000000139``, ``139.0``, `` 139``."""
+    whole, _, part = image_id.strip().partition(".")
+    return (whole.lstrip("0") or "0") if whole.isascii() and whole.isdigit() and not part.strip("0") else None
 
 
 def read_group(folder: Folder, number: int) -> ShardGroup:

@@ -190,10 +190,10 @@ def _make_plan(options, folder: Folder, source: Source, sources: Sequence[Source
     shards = cut_shards(images, options.shard_bytes, options.rows_per_shard, options.images_mode == "copy")
     total = sum(image.bytes or 0 for image in images)
     _check_room(options, folder, total)
-    rejected_images = {reject.image_id for reject in rejects}
+    rejected_images = {reject.image_id for reject in (*header.rejects, *rejects)}
     needed = sum(each.bytes for each in sources)
-    unplaced, counts = write_groups(
-        folder, shards, source, options.policy, rejected_images, on_piece=on_read, needed=needed
+    unplaced, counts, repairs = write_groups(
+        folder, shards, source, options.policy, rejected_images, header.ambiguous, on_piece=on_read, needed=needed
     )
     rejects = [*header.rejects, *rejects, *unplaced]
     if rejects:
@@ -210,7 +210,7 @@ def _make_plan(options, folder: Folder, source: Source, sources: Sequence[Source
         categories=[(category.id, category.name) for category in header.categories],
         sources=[each.model_dump() for each in sources],
         rejects=dict(Counter(f"{reject.kind} {reject.reason}" for reject in rejects)),
-        repairs=dict(header.repairs),
+        repairs=dict(+(header.repairs + repairs)),
         notes=header.notes.found,
     )
     folder.write(PLAN_NAME, json.dumps(plan.__dict__, indent=1).encode())

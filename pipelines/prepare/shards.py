@@ -88,6 +88,8 @@ class ShardResult:
         rejects: rejects by ``"KIND REASON"``.
         repairs: repairs by name.
         notes: what looks wrong, as ``pipelines.dataset.losses.Notes`` gathers it.
+        signs: what the boxes of the set are judged by, see ``pipelines.prepare.signs``.
+        examples: key of the first image with a repair or sign, by its name.
         statistics: histograms: ``classes``, ``objects_per_image``, ``patches_per_object``.
         rejects_bytes: size of the file of rejects; None where there is none.
         excluded: what was left out with excluded images, by kind.
@@ -102,6 +104,8 @@ class ShardResult:
     counts: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
     repairs: Counter[str] = field(default_factory=Counter)
+    signs: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     statistics: dict[str, Counter[str]] = field(default_factory=dict)
     rejects_bytes: int | None = None
     notes: dict[str, list[Any]] = field(default_factory=dict)
@@ -117,7 +121,7 @@ class ShardResult:
     def from_json(cls, text: str) -> "ShardResult":
         """The result, read back."""
         content = json.loads(text)
-        for name in ("counts", "rejects", "repairs", "excluded", "exclusions"):
+        for name in ("counts", "rejects", "repairs", "signs", "excluded", "exclusions"):
             content[name] = Counter(content[name])
         content["statistics"] = {name: Counter(values) for name, values in content["statistics"].items()}
         return cls(**content)
@@ -209,8 +213,12 @@ def _rows(
                 excluded.append(_excluded(image_id, pieces, *found[0], unwanted, result))
                 continue
         rejects.extend(built.rejects)
+        for name, count in [*built.repairs.items(), *built.signs.items()]:
+            if count and name not in result.examples:
+                result.examples[name] = task.context.key(image_id)
         result.repairs.update({name: count for name, count in built.repairs.items() if count})
         notes.merge(built.notes.found)
+        result.signs.update(built.signs)
         if built.row is not None:
             _count(built.row, result)
             yield built.row

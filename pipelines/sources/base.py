@@ -86,6 +86,7 @@ class Header:
         rejects: images that cannot be used.
         repairs: what was put right on the way, by repair.
         notes: what looks wrong but was kept.
+        ambiguous: names of the files, by image id, where several files have one: nobody knows whose the pieces are.
     """
 
     images: list[ImageEntry] = field(default_factory=list)
@@ -93,6 +94,7 @@ class Header:
     rejects: list[Reject] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
     notes: Notes = field(default_factory=Notes)
+    ambiguous: dict[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -155,9 +157,10 @@ def is_file_name(value: Any) -> bool:
 
 
 def identifier(value: Any) -> str | None:
-    """An id as text where it can be one (a whole number, or text in one line), else None."""
-    if isinstance(value, str) and value.strip() and value == plain_text(value):
-        return value
+    """An id as text where it can be one (a whole number, or text in one line, without blanks around it), else None."""
+    if isinstance(value, str):
+        value = value.strip()
+        return value if value and value == plain_text(value) else None
     number = whole_number(value)
     return None if number is None else str(number)
 

@@ -12,6 +12,7 @@ from typing import Any
 from padt.errors import UserError
 from pipelines.io.reading import open_input
 from pipelines.io.transport import transport_errors
+from pipelines.sources.layouts import list_hint
 
 _CHUNK = 1 << 22
 # A broken value whose error lies further than this from the end of what was read is wrong, not cut by the buffer.
@@ -122,8 +123,7 @@ class _Reader:
         if not self._fill() and not self._text:
             raise UserError(f"{self._name} is empty: copy or download it again.")
         if self._next() != "{":
-            hint = _PICKLE_HINT if self._text.startswith(("(l", "(d")) else " Check the file."
-            raise UserError(f"{self._name} is not a JSON object with sections such as 'images'.{hint}")
+            raise UserError(f"{self._name} is not a JSON object with sections such as 'images'.{self._other_kind()}")
         self._position += 1
         if self._next() == "}":
             self._position += 1
@@ -142,6 +142,20 @@ class _Reader:
             if self._take(",}") == "}":
                 self._end()
                 return
+
+    def _other_kind(self) -> str:
+        """What a file is that is no JSON object."""
+        if self._text.startswith(("(l", "(d")):
+            return _PICKLE_HINT
+        if self._next() == "<":
+            return " It looks like XML, as CVAT and Pascal VOC write it: export the project in COCO's format."
+        if self._next() != "[":
+            return " Check the file."
+        try:
+            first = next(self._array("")).value
+        except UserError:
+            first = None
+        return list_hint(first) or " Check the file."
 
     def is_array(self) -> bool:
         """Whether the file holds a JSON array."""

@@ -1,8 +1,8 @@
-"""RefCOCO's references: a pickle from the internet, read without running anything that it says.
+"""RefCOCO's references: a pickle from the internet, read without running anything that it says, or the same in JSON.
 
 The layout is that of RefCOCO, RefCOCO+ and RefCOCOg: a list of references with ``ref_id``, ``ann_id``, ``image_id``,
-``split`` and ``sentences`` (each with ``sent_id`` and ``sent``). An ``ann_id`` may also be a list (several targets); -1
-in it means that nothing is referred to.
+``split`` and ``sentences`` (each with ``sent_id`` and ``sent``). gRefCOCO publishes it as JSON (``grefs(unc).json``):
+its ``ann_id`` is a list (several targets), and -1 in it, or ``no_target``, means that nothing is referred to.
 """
 
 import io
@@ -16,7 +16,8 @@ from typing import Any
 
 from padt.errors import UserError
 from pipelines.io.reading import open_input, reaching, read_most
-from pipelines.sources.base import Piece, Reject, identifier, whole_number
+from pipelines.sources.base import Piece, Reject, identifier, number_of, whole_number
+from pipelines.sources.layouts import list_hint
 
 _REFERENCES = "Reference file"
 # The published files have 3 to 30 MB.
@@ -51,9 +52,19 @@ def _latin_bytes(text: str, encoding: str) -> bytes:
 
 
 def published_name(url: str) -> str:
-    """Which of the three sets a file of references belongs to, by its folder (as the sets unpack); else ``refcoco``."""
-    folder = url.rpartition("/")[0].rpartition("/")[2]
-    return folder if folder in ("refcoco", "refcoco+", "refcocog") else "refcoco"
+    """Which set a file of references belongs to, by its folder (as the sets unpack) or name; else ``refcoco``."""
+    *_, folder, file = f"/{url}".split("/")
+    if file.startswith("grefs"):
+        return "grefcoco"
+    return folder if folder in ("refcoco", "refcoco+", "refcocog", "grefcoco") else "refcoco"
+
+
+def _content(url: str) -> bytes:
+    with open_input(url, _REFERENCES) as handle, reaching(url, _REFERENCES):
+        content = read_most(handle, _MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"{_REFERENCES} {url} has more than {_MOST_BYTES:,} bytes: check that it is a RefCOCO file.")
+    return content
 
 
 def load_plain_pickle(url: str) -> Any:
@@ -62,10 +73,10 @@ def load_plain_pickle(url: str) -> Any:
     Raises:
         UserError: the file is missing or damaged, or holds (or wants to call) anything else; then nothing of it runs.
     """
-    with open_input(url, _REFERENCES) as handle, reaching(url, _REFERENCES):
-        content = read_most(handle, _MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise UserError(f"{_REFERENCES} {url} has more than {_MOST_BYTES:,} bytes: check that it is a RefCOCO file.")
+    return _plain_pickle(_content(url), url)
+
+
+def _plain_pickle(content: bytes, url: str) -> Any:
     try:
         _check_memo(content)
         # Python 2 wrote text as bytes; RefCOCO's is ASCII, and a stray byte must not stop the file.
@@ -76,7 +87,7 @@ def load_plain_pickle(url: str) -> Any:
             "pickle; get the file from its publisher again."
         ) from error
     except (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
-        json_like = content.lstrip()[:1] in (b"{", b"[")
+        json_like = content.lstrip()[:1] == b"{"
         hint = " It looks like JSON: an instances file is given as --annotations." if json_like else " Get it again."
         raise UserError(f"{_REFERENCES} {url} is damaged or not a pickle ({error}).{hint}") from error
 
@@ -92,17 +103,27 @@ def _check_memo(content: bytes) -> None:
 
 
 def load_refs(url: str) -> list[Any]:
-    """The references of a RefCOCO pickle.
+    """The references of a RefCOCO pickle, or of a JSON list as gRefCOCO has it.
 
     Raises:
         UserError: the file cannot be used; see ``load_plain_pickle``.
     """
-    refs = load_plain_pickle(url)
+    content = _content(url)
+    text = content.removeprefix(b"\xef\xbb\xbf").lstrip()
+    refs = _json(text, url) if text.startswith(b"[") else _plain_pickle(content, url)
+    kinds = "give RefCOCO's 'refs(...).p' or gRefCOCO's 'grefs(...).json'"
     if not isinstance(refs, list | tuple) or not refs:
-        raise UserError(f"{_REFERENCES} {url} does not hold a list of references: give a RefCOCO file 'refs(...).p'.")
+        raise UserError(f"{_REFERENCES} {url} does not hold a list of references: {kinds}.")
     if not any(isinstance(ref, dict) and "sentences" in ref for ref in refs):
-        raise UserError(f"{_REFERENCES} {url} has no reference with sentences: give a RefCOCO file 'refs(...).p'.")
+        raise UserError(f"{_REFERENCES} {url} has no reference with sentences: {kinds}.{list_hint(refs[0])}")
     return list(refs)
+
+
+def _json(text: bytes, url: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{_REFERENCES} {url} is damaged or cut off ({error}): get it again.") from error
 
 
 def reference_pieces(refs: list[Any], split: str | None) -> Iterator[Piece | Reject]:
@@ -131,12 +152,12 @@ def _split_of(ref: dict[str, Any]) -> str:
 
 def _sentences(ref: dict[str, Any]) -> Iterator[Piece | Reject]:
     image_id, ref_id = identifier(ref.get("image_id")), whole_number(ref.get("ref_id"))
-    ann_ids = _annotation_ids(ref.get("ann_id"))
+    ann_ids = _annotation_ids(ref)
     sentences = ref.get("sentences")
     if not isinstance(sentences, list | tuple) or image_id is None or ref_id is None or ann_ids is None:
         count = len(sentences) if isinstance(sentences, list | tuple) else 1
         for _ in range(count):
-            detail = f"reference {reprlib.repr(ref.get('ref_id'))} lacks ids or sentences"
+            detail = f"reference {reprlib.repr(ref.get('ref_id'))} lacks ids or sentences, or has targets and none"
             yield Reject(image_id or "", "reference", "reference_malformed", detail)
         return
     for sentence in sentences:
@@ -150,9 +171,13 @@ def _sentences(ref: dict[str, Any]) -> Iterator[Piece | Reject]:
         yield Piece(image_id, "reference", json.dumps(content))
 
 
-def _annotation_ids(value: Any) -> list[int] | None:
+def _annotation_ids(ref: dict[str, Any]) -> list[int] | None:
+    """Ids of the annotations that a reference speaks of, none where there is no target; None where it does not tell."""
+    value = ref.get("ann_id")
+    if ref.get("no_target") and value in (None, [], -1, [-1]):
+        return []
     values = value if isinstance(value, list | tuple) else [value]
-    numbers = [whole_number(each) for each in values]
-    if any(number is None for number in numbers):
+    numbers = [number_of(each) for each in values]
+    if ref.get("no_target") or any(number is None for number in numbers):
         return None
-    return [number for number in numbers if number is not None and number != -1]
+    return list(dict.fromkeys(number for number in numbers if number is not None and number != -1))

@@ -39,7 +39,9 @@ class SourceOptions:
     annotations: str = option("Annotations of the source; path or URL.", short="-a", file=True)
     source: str = option("Kind of the files, a name of SOURCES.", "coco")
     split: str = option("Split, second part of every key.", "train")
-    references: str | None = option("Pickle of references, refs(...).p; path or URL.", None, short="-r", file=True)
+    references: str | None = option(
+        "References, refs(...).p or grefs(...).json; path or URL.", None, short="-r", file=True
+    )
     reference_split: str | None = option(
         "Take this split of the references only; refcoco takes --split if not given.", None
     )

@@ -34,7 +34,7 @@ def test_a_kind_that_is_lost_is_told_with_reason_example_and_cause(tmp_path, cap
     for part in (
         "3 of 4 objects were rejected",
         "2 category_unknown (its category is not listed)",
-        "For example coco/train/2, object 2: category_id cat.",
+        "For example coco/train/2, object 2: category_id cat is the name of a category: write its id, 3.",
         f"Likely cause: {schema.LIKELY_CAUSES['category_unknown']}.",
     ):
         assert part in said

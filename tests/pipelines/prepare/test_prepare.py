@@ -80,7 +80,7 @@ def test_patches_of_real_objects_are_those_of_resize_and_mean(samples):
         source = json.loads((samples / "coco" / "annotations" / f"instances_{split}2017.json").read_text())
         sizes = {image["id"]: (image["height"], image["width"]) for image in source["images"]}
         for item in source["annotations"]:
-            mask, _ = mask_of(item["segmentation"], *sizes[item["image_id"]])
+            mask = mask_of(item["segmentation"], *sizes[item["image_id"]]).mask
             rows, columns = ResizePolicy().grid(*sizes[item["image_id"]])
             resized = cv2.resize(rle.decode(mask).astype(np.float32), (columns * 28, rows * 28))
             shares = resized.reshape(rows, 28, columns, 28).mean(axis=(1, 3))
@@ -166,7 +166,7 @@ def _broken_files(folder):
         annotation(903, 12345),
         annotation(904, None),
         annotation(10, 1),
-        annotation(905, 6, segmentation=[[1, 2]]),
+        annotation(905, 6, segmentation=[[1, 2, 3, None, 5, 6]]),
         "nothing",
     ]
     (folder / "instances.json").write_text(json.dumps(content))
