@@ -119,7 +119,8 @@ def cost_of(command: list[str]) -> Cost:
     what outlives its parent is handed to this process (Linux), so that none is missed.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    me, seen, begun = psutil.Process(), {}, time.monotonic()
+    me, begun = psutil.Process(), time.monotonic()
+    seen: dict[tuple[int, float], float] = {}
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wall = None
     while children := me.children(recursive=True):
@@ -131,15 +132,20 @@ def cost_of(command: list[str]) -> Cost:
             seen[child.pid, child.create_time()] = times.user + times.system
         if wall is None and running.poll() is not None:
             wall = time.monotonic() - begun
-            if running.returncode:
-                raise SystemExit(f"{' '.join(command)} failed with status {running.returncode}")
         if wall is not None:
-            try:
-                os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
+            _bury_orphans()
         time.sleep(0.1)
-    return Cost(wall if wall is not None else time.monotonic() - begun, sum(seen.values()))
+    if running.wait():
+        raise SystemExit(f"{' '.join(command)} failed with status {running.returncode}")
+    return Cost(wall or time.monotonic() - begun, sum(seen.values()))
+
+
+def _bury_orphans() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
 
 
 def main() -> None:
