@@ -54,6 +54,7 @@ class AnswerParser:
     Attributes:
         ids: the answer so far, without its end token.
         ended: the end token has come; what follows it is padding and is ignored.
+        vrt_offset: id of the VRT of patch 0.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class AnswerParser:
         """
         self.ids: list[int] = []
         self.ended = False
-        self._offset = vrt_offset
+        self.vrt_offset = vrt_offset
         self._patch_counts = tuple(patch_counts)
         self._decode = decode
         self._ends = frozenset(end_token_ids)
@@ -85,7 +86,7 @@ class AnswerParser:
     @property
     def in_group(self) -> bool:
         """Whether the last token is a VRT, so that the group may go on."""
-        return bool(self.ids) and self.ids[-1] >= self._offset
+        return bool(self.ids) and self.ids[-1] >= self.vrt_offset
 
     def feed(self, token: int) -> list[AnswerGroup]:
         """Read one more token; returns the groups that it closes."""
@@ -95,7 +96,7 @@ class AnswerParser:
             self.ended = True
             return self._close_group(cut=False)
         closed: list[AnswerGroup] = []
-        if not self.ids or (token >= self._offset) != self.in_group:
+        if not self.ids or (token >= self.vrt_offset) != self.in_group:
             if self.in_group:
                 closed = self._close_group(cut=False)
             elif self.ids:
@@ -117,7 +118,7 @@ class AnswerParser:
             return []
         if cut:
             self._warnings.append(f"the answer was cut off inside the group at token {self._run_start}")
-        vrts = [token - self._offset for token in self.ids[self._run_start :]]
+        vrts = [token - self.vrt_offset for token in self.ids[self._run_start :]]
         groups = self._split_by_image(vrts, self._run_start, cut)
         self._groups += groups
         return groups

@@ -1,5 +1,6 @@
 """What the settings of an answer mean to transformers' ``generate``."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,3 +54,47 @@ def generate_arguments(processor: PaDTProcessor, settings: GenerationSettings) -
 def end_token_ids(processor: PaDTProcessor) -> list[int]:
     """Ids that end an answer."""
     return sorted({processor.end_token_id, processor.pad_token_id})
+
+
+class TokenChooser:
+    """Chooses the tokens of one answer as ``model.generate`` would, whatever other answers there are.
+
+    Args:
+        model: whose generation config and logits processors are used.
+        settings: how to generate; without beams.
+        prompt: ids of the prompt.
+        seed: of the sampling; None = a fresh one. The same seed gives what ``torch.manual_seed`` and ``generate`` give.
+    """
+
+    def __init__(self, model: Any, settings: GenerationSettings, prompt: Sequence[int], seed: int | None) -> None:
+        self._prompt = list(prompt)
+        arguments = generate_arguments(model.processor, settings)
+        forbidding = arguments.pop("logits_processor", None)
+        arguments.pop("cache_implementation", None)
+        config, _ = model._prepare_generation_config(None, **arguments)
+        model._prepare_special_tokens(config, device=model.device)
+        self._processors = model._get_logits_processor(
+            config, len(prompt), logits_processor=forbidding, device=model.device
+        )
+        self._generator: torch.Generator | None = None
+        if settings.temperature > 0:
+            self._generator = torch.Generator(model.device)
+            if seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(seed)
+
+    def choose(self, answer: Sequence[int], logits: Tensor) -> Tensor:
+        """The next token's id, a tensor of no dimension, so that nothing waits for the device.
+
+        Args:
+            answer: ids so far.
+            logits: ``(V + patches,)``, of this row's own patches.
+        """
+        scores = logits.float()[None]
+        if self._processors:
+            ids = torch.tensor([[*self._prompt, *answer]], device=logits.device)
+            scores = self._processors(ids, scores)
+        if self._generator is None:
+            return scores[0].argmax()
+        return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0, 0]

@@ -54,32 +54,41 @@ class GroundingModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Questions:
-    """A batch of questions with everything that does not depend on the answers.
+class SeenImages:
+    """What the model has seen of the images of some questions.
 
     Attributes:
-        inputs: arguments of ``model.generate``: ids padded on the left, and the vision tower's output.
-        pictures: the upright images of each question.
-        frames: their sizes and grids.
+        frames: sizes and grids of the images of each question.
         features: of all images, one after the other; None where no question has any.
         table: ``(patches, d)`` their prototypes.
     """
 
-    inputs: dict[str, Any]
-    pictures: list[list[Image.Image]]
     frames: list[tuple[Frame, ...]]
     features: ImageFeatures | None
     table: Tensor | None
 
     @property
-    def prompt_length(self) -> int:
-        """Positions before the answers."""
-        return self.inputs["input_ids"].shape[1]
-
-    @property
     def patch_counts(self) -> list[int]:
         """Patches of each question, over all its images."""
         return [sum(frame.patches for frame in frames) for frames in self.frames]
+
+
+@dataclass(frozen=True)
+class Questions(SeenImages):
+    """A batch of questions with everything that does not depend on the answers.
+
+    Attributes:
+        inputs: arguments of ``model.generate``: ids padded on the left, and the vision tower's output.
+        pictures: the upright images of each question.
+    """
+
+    inputs: dict[str, Any]
+    pictures: list[list[Image.Image]]
+
+    @property
+    def prompt_length(self) -> int:
+        """Positions before the answers."""
+        return self.inputs["input_ids"].shape[1]
 
 
 @torch.inference_mode()
@@ -97,12 +106,9 @@ def prepare_questions(
         UserError: the model has no processor, or a grounding request has no image.
         ImageError: an image cannot be used.
     """
-    processor = model.processor
-    if processor is None:
-        raise UserError("The model has no processor: load it with padt.load_model(path).")
+    processor = processor_of(model)
     for group, request in zip(images, requests, strict=True):
-        if not group and TASKS[request.task].grounded:
-            raise UserError(f"A {request.task!r} request needs an image: give one.")
+        check_images(request, len(group))
     inputs, pictures = processor.prompt_inputs(images, [request.prompt for request in requests])
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     features = table = None
@@ -114,8 +120,29 @@ def prepare_questions(
         # generate may rearrange its list for beams.
         pooled = list(features.merged.split(features.patch_counts))
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=pooled)}
-    frames = [tuple(_frame(picture, *next(grids)) for picture in group) for group in pictures]
-    return Questions(inputs, pictures, frames, features, table)
+    frames = [tuple(frame_of(picture, *next(grids)) for picture in group) for group in pictures]
+    return Questions(frames, features, table, inputs, pictures)
+
+
+def processor_of(model: GroundingModel) -> Any:
+    """The model's processor.
+
+    Raises:
+        UserError: it has none.
+    """
+    if model.processor is None:
+        raise UserError("The model has no processor: load it with padt.load_model(path).")
+    return model.processor
+
+
+def check_images(request: Request, images: int) -> None:
+    """Make sure that a request has the image that its task needs.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not images and TASKS[request.task].grounded:
+        raise UserError(f"A {request.task!r} request needs an image: give one.")
 
 
 def answer_parser(model: GroundingModel, frames: Sequence[Frame]) -> AnswerParser:
@@ -128,7 +155,7 @@ def answer_parser(model: GroundingModel, frames: Sequence[Frame]) -> AnswerParse
 @torch.inference_mode()
 def decode_groups(
     model: GroundingModel,
-    questions: Questions,
+    seen: SeenImages,
     items: Sequence[tuple[int, AnswerGroup]],
     traces: Sequence[Trace],
     masks: bool = True,
@@ -137,7 +164,7 @@ def decode_groups(
 
     Args:
         model: the model.
-        questions: what was asked.
+        seen: the images of the questions.
         items: question and group of each object.
         traces: of the VRTs of each object.
         masks: make masks at the size of the original pictures too.
@@ -145,23 +172,23 @@ def decode_groups(
     Returns:
         One object for each item.
     """
-    if not items or questions.features is None or questions.table is None:
+    if not items or seen.features is None or seen.table is None:
         return []
     first_image = [0]
-    for frames in questions.frames:
+    for frames in seen.frames:
         first_image.append(first_image[-1] + len(frames))
     images = [first_image[row] + group.image for row, group in items]
     counts = [len(group.vrts) for _, group in items]
     boxes, scores, logits = model.vl_decoder(
-        torch.cat([trace.states for trace in traces]), counts, images, questions.features, questions.table, masks=masks
+        torch.cat([trace.states for trace in traces]), counts, images, seen.features, seen.table, masks=masks
     )
     corners = cxcywh_to_xyxy(boxes.float()).clamp(0, 1).tolist()
     qualities = scores.float().sigmoid().tolist()
-    tables = questions.table.split(questions.patch_counts)
+    tables = seen.table.split(seen.patch_counts)
     confidences = [_confidence(tables[row], group, trace) for (row, group), trace in zip(items, traces, strict=True)]
     found = []
     for number, (row, group) in enumerate(items):
-        frames = questions.frames[row]
+        frames = seen.frames[row]
         frame = frames[group.image]
         x0, y0, x1, y1 = corners[number]
         before = sum(earlier.patches for earlier in frames[: group.image])
@@ -199,7 +226,8 @@ def prediction_of(
     )
 
 
-def _frame(picture: Image.Image, h_vit: int, w_vit: int) -> Frame:
+def frame_of(picture: Image.Image, h_vit: int, w_vit: int) -> Frame:
+    """Size of an upright picture whose resized self has this grid of ViT patches."""
     return Frame(picture.width, picture.height, (h_vit // 2, w_vit // 2))
 
 

@@ -1,0 +1,254 @@
+"""The engine: answers of many requests written together, which join and leave at any step.
+
+A step admits waiting requests (vision tower and prompts, in groups under a budget), writes one token of every answer
+over a static cache of keys and values, decodes the objects of the groups of VRTs that have just ended, and lets go what
+has ended or was cancelled. Each answer has the prototypes of its own pictures as vocabulary, next to the words.
+
+An answer does not depend on what runs beside it: greedy answers have ``predict``'s tokens, and boxes, scores and masks
+that differ by no more than rounding, for products of other sizes are summed in another order.
+"""
+
+import copy
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from padt.errors import UserError
+from padt.inference.answer_parser import AnswerGroup
+from padt.inference.calibration import calibrated
+from padt.inference.engine.cache import ContentCache, SeenPicture
+from padt.inference.engine.passes import RowPasses
+from padt.inference.engine.rows import Row, read_picture_once, read_prompt
+from padt.inference.engine.scheduler import Admission, EngineLimits, WaitingRows, by_halves
+from padt.inference.engine.tickets import Ended, Event, Ticket
+from padt.inference.generation import TokenChooser
+from padt.inference.grounding import answer_parser, check_images, prediction_of, processor_of
+from padt.inference.requests import GenerationSettings, Images, Request, paired
+from padt.inference.results import PredictedObject
+from padt.inference.stream import ObjectFound, TextPiece, TextPieces
+from padt.model.modeling import PaDTForConditionalGeneration
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Answers requests of many threads with one model.
+
+    Attributes:
+        limits: what it takes on.
+        steps: steps so far that wrote tokens; one that does not grow while rows run means that the model hangs.
+    """
+
+    def __init__(self, model: PaDTForConditionalGeneration, limits: EngineLimits | None = None) -> None:
+        """Allocate the keys and values of all rows.
+
+        Args:
+            model: with its processor, which nobody else may use while the engine runs.
+            limits: what to take on.
+
+        Raises:
+            UserError: the model has no processor, or an attention that takes no mask for each row.
+        """
+        self.limits = limits or EngineLimits()
+        self.steps = 0
+        self._model = model
+        # Tokenizers are not safe in threads: this one is the submitters', under the lock; the loop has the model's.
+        self._reader = copy.deepcopy(processor_of(model))
+        self._reading = threading.Lock()
+        self._passes = RowPasses(model, self.limits)
+        self._admitting: list[Row] = []
+        self._waiting = WaitingRows(self.limits.max_waiting)
+        self._stepping = threading.Lock()
+
+    @property
+    def running_rows(self) -> int:
+        """Answers that are being written."""
+        return len(self._passes.rows)
+
+    @property
+    def waiting_rows(self) -> int:
+        """Requests that wait for their admission."""
+        return len(self._waiting)
+
+    @property
+    def cache(self) -> ContentCache:
+        """What was seen of pictures, and keys and values up to their end."""
+        return self._passes.cache
+
+    # ------------------------------------------------------------------ clients
+
+    def submit(
+        self,
+        images: Images | None,
+        request: str | Request,
+        settings: GenerationSettings | None = None,
+        *,
+        seed: int | None = None,
+        vrts: bool = False,
+        listener: Callable[[Event], None] | None = None,
+    ) -> Ticket:
+        """Let a request wait for its admission. Its pictures are opened and its words are tokenised in this thread.
+
+        Args:
+            images: the request's image, a list of several, or None for a text-only turn.
+            request: what is asked; plain words are a text request.
+            settings: how to generate, without beams; ``cache`` has no meaning here.
+            seed: of the sampling; None = a fresh one.
+            vrts: write VRTs into the text as ``<|VRT_k|>``.
+            listener: called in the engine's thread with each event, which the ticket then does not hand out. It must be
+                quick; if it raises, the request is cancelled.
+
+        Raises:
+            UserError: the request is beyond the limits, asks for beams, or as ``predict``.
+            EngineBusyError: too many requests wait.
+            ImageError: an image cannot be used.
+        """
+        settings = settings or GenerationSettings()
+        if settings.num_beams > 1:
+            raise UserError(f"The engine has no beam search, and num_beams is {settings.num_beams}: use num_beams=1.")
+        self._waiting.check_room()
+        (sources,), (asked,) = paired(images, request)
+        check_images(asked, len(sources))
+        pictures = [
+            read_picture_once(self._reader, source, lambda key: self.cache.get(SeenPicture, key)) for source in sources
+        ]
+        with self._reading:
+            prompt = read_prompt(self._model, self._reader, asked, pictures)
+        self.limits.check(prompt, settings.max_new_tokens)
+        row = Row(
+            Ticket(listener),
+            prompt,
+            settings,
+            TokenChooser(self._model, settings, prompt.ids.tolist(), seed),
+            answer_parser(self._model, prompt.frames),
+            TextPieces(self._model.processor, vrts),
+        )
+        self._waiting.add(row)
+        return row.ticket
+
+    # ------------------------------------------------------------------ the loop
+
+    def run_until_idle(self) -> None:
+        """Answer everything that was submitted, in this thread."""
+        while self.step():
+            pass
+
+    @contextmanager
+    def running(self) -> "Iterator[Engine]":
+        """Run in a thread of its own; at the end all that was submitted is answered, or cancelled after an error."""
+        stopping = threading.Event()
+        thread = threading.Thread(target=self._run, args=(stopping,), name="padt-engine", daemon=True)
+        thread.start()
+        try:
+            yield self
+        except BaseException:
+            self.cancel_all()
+            raise
+        finally:
+            stopping.set()
+            self._waiting.wake()
+            thread.join()
+
+    def cancel_all(self) -> None:
+        """Cancel whatever runs or waits."""
+        for row in [*self._passes.rows, *self._admitting, *self._waiting.rows()]:
+            row.ticket.cancel()
+
+    def _run(self, stopping: threading.Event) -> None:
+        try:
+            while self.step() or not stopping.is_set():
+                if not self._passes.rows:
+                    self._waiting.wait(stopping.is_set)
+        except BaseException as error:
+            # Nobody shall wait for an engine that is no more.
+            failure = RuntimeError(f"The engine has failed: {error}")
+            failure.__cause__ = error
+            for row in {*self._passes.rows, *self._admitting, *self._waiting.close(error)}:
+                row.fail(failure)
+                self._end(row)
+            self._passes.rows.clear()
+            raise
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Admit, write a token of every answer, decode objects, and let go what has ended.
+
+        Returns:
+            Whether anything is left to do.
+        """
+        with self._stepping:
+            for row in self._waiting.take_cancelled():
+                row.reason = "cancelled"
+                self._end(row)
+            for row in self._passes.rows:
+                if row.ticket.cancelled:
+                    row.reason = "cancelled"
+            self._settle()
+            self._admit()
+            self._settle()
+            if self._passes.rows:
+                by_halves(list(self._passes.rows), self._passes.decode, Row.fail)
+                self.steps += 1
+                self._settle()
+            return bool(self._passes.rows) or len(self._waiting) > 0
+
+    def _admit(self) -> None:
+        room = self.limits.max_rows - len(self._passes.rows)
+        self._admitting = self._waiting.take(room, Admission(self.limits, self.cache))
+        start = time.perf_counter()
+        by_halves(self._admitting, self._passes.admit, Row.fail)
+        for row in self._admitting:
+            row.times.queued, row.times.prefill = start - row.submitted, time.perf_counter() - start
+            if row.slot is None:
+                self._end(row)
+        self._admitting = []
+
+    def _settle(self) -> None:
+        """Decode the objects of groups that have ended, tell the clients, and let go what has ended."""
+        going = [row for row in self._passes.rows if row.reason not in ("cancelled", "error")]
+        found: dict[tuple[Row, AnswerGroup], PredictedObject] = {}
+        for masks in (True, False):
+            items = [(row, group) for row in going if row.settings.masks is masks for group in row.groups()]
+            by_halves(
+                items,
+                lambda some: found.update(zip(some, self._passes.objects(some), strict=True)),
+                lambda item, error: item[0].fail(error),
+            )
+        for row in going:
+            if row.error is None:
+                try:
+                    self._report(row, found)
+                except Exception as error:
+                    row.fail(error)
+        for row in [row for row in self._passes.rows if row.reason is not None]:
+            self._passes.release(row)
+            self._end(row)
+
+    def _report(self, row: Row, found: dict[tuple[Row, AnswerGroup], PredictedObject]) -> None:
+        for entry in row.pending:
+            if isinstance(entry, str):
+                self._tell(row, TextPiece(entry))
+                continue
+            thing = found[row, entry]
+            if row.settings.calibrated:
+                (thing,) = calibrated(self._model.config.score_calibration, [thing], earlier=row.objects)
+            row.objects.append(thing)
+            self._tell(row, ObjectFound(len(row.objects) - 1, thing))
+        row.pending.clear()
+        if row.reason is not None:
+            row.prediction = prediction_of(self._model, row.parser, row.objects, row.prompt.frames)
+
+    def _end(self, row: Row) -> None:
+        assert row.reason is not None
+        self._tell(row, Ended(row.reason, row.prediction, row.error, row.times))
+
+    def _tell(self, row: Row, event: Event) -> None:
+        try:
+            row.ticket.put(event)
+        except Exception:
+            logger.exception("A listener has failed; its request is cancelled.")
+            row.ticket.cancel()

@@ -1,0 +1,249 @@
+"""The model's part of a step: passes over rows that lie in slots, each with a vocabulary of its own."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from padt.data.collate import normalize_pixels
+from padt.errors import UserError
+from padt.inference.answer_parser import AnswerGroup
+from padt.inference.engine.cache import (
+    ContentCache,
+    SeenPicture,
+    SlotCache,
+    SlotWindow,
+    join_features,
+    split_features,
+)
+from padt.inference.engine.rows import Row
+from padt.inference.engine.scheduler import EngineLimits, similar_lengths
+from padt.inference.grounding import SeenImages, decode_groups
+from padt.inference.results import PredictedObject
+from padt.model.modeling import PaDTForConditionalGeneration
+from padt.model.outputs import PaDTOutput
+
+
+class RowPasses:
+    """Runs the model over rows.
+
+    Attributes:
+        rows: those that run, in the order of their slots, which are the first ones.
+        cache: what was seen of pictures (:class:`SeenPicture`, and keys and values up to their end), by content.
+    """
+
+    def __init__(self, model: PaDTForConditionalGeneration, limits: EngineLimits) -> None:
+        """Allocate the keys and values of all rows.
+
+        Raises:
+            UserError: the model has an attention that takes no mask for each row.
+        """
+        attention = model.model.language_model.config._attn_implementation
+        if attention not in ("sdpa", "eager") or set(model.config.text_config.layer_types) != {"full_attention"}:
+            raise UserError(
+                f"The engine needs full attention under attn_implementation sdpa or eager, and the model was loaded "
+                f'with {attention}: use padt.load_model(path, attn_implementation="sdpa").'
+            )
+        self._additive_mask = attention == "eager"
+        self._model = model
+        self._slots = SlotCache(model.config, limits.max_rows, limits.max_length, model.dtype, model.device)
+        self.rows: list[Row] = []
+        self.cache = ContentCache(int(limits.cache_mb * 2**20))
+
+    def admit(self, rows: list[Row]) -> None:
+        """Read the prompts of new rows; what is kept of their pictures is not computed again."""
+        # Those that came through before another one failed are in.
+        rows = [row for row in rows if row.slot is None]
+        self._look(rows)
+        sharing = Counter(row.prompt.prefix_key for row in rows if row.prompt.prefix_length)
+        found = {key: self.cache.get(Tensor, key) for key in sharing}
+        prefixes = {key: prefix for key, prefix in found.items() if prefix is not None}
+        # Of those that share a new prefix one goes first.
+        first: list[Row] = []
+        later: list[Row] = []
+        led: set[bytes] = set()
+        for row in rows:
+            key = row.prompt.prefix_key
+            (later if key in led else first).append(row)
+            if key in sharing and key not in prefixes:
+                led.add(key)
+        for batch in (first, later):
+            for group in similar_lengths(batch, lambda row: len(row.prompt.ids) - _start_of(row, prefixes)):
+                self._prefill(group, prefixes)
+                for row in group:
+                    key = row.prompt.prefix_key
+                    if key in sharing and key not in prefixes and (sharing[key] > 1 or self.cache.capacity):
+                        assert row.slot is not None
+                        prefixes[key] = self._slots.prefix(row.slot, row.prompt.prefix_length)
+                        self.cache.put(key, prefixes[key])
+
+    def _look(self, rows: Sequence[Row]) -> None:
+        """Give rows what the model sees of their pictures; new pictures go through the vision tower together."""
+        pictures = {picture.key: picture for row in rows for picture in row.prompt.pictures}
+        seen: dict[bytes, SeenPicture] = {}
+        for key, picture in pictures.items():
+            known = picture.seen or self.cache.get(SeenPicture, key)
+            if known is not None:
+                seen[key] = known
+        new = [picture for key, picture in pictures.items() if key not in seen and picture.pixels is not None]
+        if new:
+            pixels = torch.cat([torch.from_numpy(picture.pixels) for picture in new]).to(self._model.device)
+            grids = torch.tensor([picture.grid_thw for picture in new], device=self._model.device)
+            features = self._model.image_features(normalize_pixels(pixels), grids)
+            parts = split_features(
+                features, self._model.prototypes_of(features.merged), [picture.frame for picture in new]
+            )
+            for picture, part in zip(new, parts, strict=True):
+                seen[picture.key] = part
+                self.cache.put(picture.key, part)
+        for row in rows:
+            row.pictures = tuple(seen[picture.key] for picture in row.prompt.pictures)
+
+    def _prefill(self, rows: Sequence[Row], prefixes: dict[bytes, Tensor]) -> None:
+        """Read the prompts of new rows, as far as they are not known, into the slots after those that run."""
+        free = len(self.rows)
+        starts = [_start_of(row, prefixes) for row in rows]
+        prompts = [row.prompt.ids[start:] for row, start in zip(rows, starts, strict=True)]
+        try:
+            for slot, (row, start) in enumerate(zip(rows, starts, strict=True), free):
+                if start:
+                    self._slots.restore(slot, prefixes[row.prompt.prefix_key])
+            window = SlotWindow(self._slots, free, starts, [len(ids) for ids in prompts])
+            ids = _pad(prompts, self._model.processor.pad_token_id)
+            positions = _pad([row.prompt.positions[:, start:].T for row, start in zip(rows, starts, strict=True)], 0)
+            shown = [picture for row, start in zip(rows, starts, strict=True) if not start for picture in row.pictures]
+            merged = torch.cat([picture.features.merged for picture in shown]) if shown else None
+            tables = None
+            if (ids >= self._model.config.vrt_offset).any():
+                # An earlier turn of the conversation holds VRTs.
+                empty = self._model.lm_head.weight[:0]
+                tables = pad_sequence([torch.cat([empty, *row.prototypes]) for row in rows], batch_first=True)
+            device = self._model.device
+            embeddings = self._model.embed(ids.to(device), merged, tables)
+            output = self._forward(window, embeddings, positions.permute(2, 0, 1).to(device))
+        except Exception:
+            for slot, row in enumerate(rows, free):
+                self._slots.clear(slot, len(row.prompt.ids))
+            raise
+        for slot, row in enumerate(rows, free):
+            row.slot, row.length = slot, len(row.prompt.ids)
+        self.rows += rows
+        self._advance(rows, output)
+
+    def decode(self, rows: list[Row]) -> None:
+        """Write one more token of rows that lie in slots one after the other."""
+        start = time.perf_counter()
+        device, offset = self._model.device, self._model.config.vrt_offset
+        assert rows[0].slot is not None
+        lengths = [row.length for row in rows]
+        window = SlotWindow(self._slots, rows[0].slot, lengths, [1] * len(rows))
+        tokens = [row.last_token for row in rows]
+        words = self._model.lm_head.weight[0]
+        # Of each row's prototypes only the one that is read: the table's single entry.
+        read = [
+            row.prototype(token - offset) if token >= offset else words for row, token in zip(rows, tokens, strict=True)
+        ]
+        embeddings = self._model.embed(torch.tensor(tokens, device=device)[:, None], None, torch.stack(read)[:, None])
+        places = [length + row.prompt.offset for row, length in zip(rows, lengths, strict=True)]
+        output = self._forward(window, embeddings, torch.tensor(places, device=device)[:, None].expand(3, -1, -1))
+        for row in rows:
+            row.length += 1
+        self._advance(rows, output)
+        for row in rows:
+            row.times.decode += time.perf_counter() - start
+
+    def _forward(self, window: SlotWindow, embeddings: Tensor, positions: Tensor) -> PaDTOutput:
+        mask = window.attention_mask()
+        if self._additive_mask:
+            lowest = torch.finfo(embeddings.dtype).min
+            mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, lowest)
+        return self._model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=window,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+    def _advance(self, rows: Sequence[Row], output: PaDTOutput) -> None:
+        """Choose the next token of each row from a pass over these rows."""
+        assert output.last_hidden_state is not None
+        # A copy: a prompt's states are not kept alive.
+        states = output.last_hidden_state[:, -1].clone()
+        chosen: list[tuple[Row, Tensor, Tensor, Tensor]] = []
+        for row, state, logits in zip(rows, states, self._logits(rows, output), strict=True):
+            try:
+                token = row.chooser.choose(row.parser.ids, logits)
+            except Exception as error:
+                row.fail(error)
+                continue
+            chosen.append((row, token, state, logits.float().logsumexp(-1)))
+        if not chosen:
+            return
+        tokens = torch.stack([token for _, token, _, _ in chosen]).tolist()
+        for token, (row, _, state, normalizer) in zip(tokens, chosen, strict=True):
+            try:
+                row.take(token, state, normalizer)
+            except Exception as error:
+                row.fail(error)
+
+    def _logits(self, rows: Sequence[Row], output: PaDTOutput) -> list[Tensor]:
+        """Logits over the words and each row's own VRTs, ``(V + patches of the row,)``.
+
+        One product for each picture, whatever number of rows asks about it: no table is padded to another's length,
+        and no prototypes are copied.
+        """
+        assert output.logits is not None and output.last_hidden_state is not None
+        states = output.last_hidden_state[:, -1]
+        asking: dict[SeenPicture, list[int]] = defaultdict(list)
+        for place, row in enumerate(rows):
+            for picture in dict.fromkeys(row.pictures):
+                asking[picture].append(place)
+        vrts: dict[tuple[int, SeenPicture], Tensor] = {}
+        for picture, places in asking.items():
+            products = states[places] @ picture.prototypes.to(states.dtype).T
+            vrts.update({(place, picture): product for place, product in zip(places, products, strict=True)})
+        return [
+            torch.cat([words, *(vrts[place, picture] for picture in row.pictures)])
+            for place, (row, words) in enumerate(zip(rows, output.logits[:, -1], strict=True))
+        ]
+
+    def objects(self, items: Sequence[tuple[Row, AnswerGroup]]) -> list[PredictedObject]:
+        """Decode groups that the last step has closed; all have the same ``settings.masks``."""
+        start = time.perf_counter()
+        places: dict[tuple[SeenPicture, ...], int] = {}
+        for row, _ in items:
+            places.setdefault(row.pictures, len(places))
+        features, table = join_features([picture for pictures in places for picture in pictures])
+        seen = SeenImages([tuple(picture.frame for picture in pictures) for pictures in places], features, table)
+        own = [(places[row.pictures], group) for row, group in items]
+        traces = [row.trace_of(group) for row, group in items]
+        found = decode_groups(self._model, seen, own, traces, items[0][0].settings.masks)
+        for row in dict.fromkeys(row for row, _ in items):
+            row.times.objects += time.perf_counter() - start
+        return found
+
+    def release(self, row: Row) -> None:
+        """Free a row's slot; the last row moves into it, so that those that run stay side by side."""
+        assert row.slot is not None
+        self._slots.clear(row.slot, row.length)
+        last = self.rows.pop()
+        if last is not row:
+            assert last.slot is not None
+            self._slots.move(last.slot, row.slot, last.length)
+            self.rows[row.slot] = last
+            last.slot = row.slot
+        row.slot = None
+
+
+def _start_of(row: Row, prefixes: dict[bytes, Tensor]) -> int:
+    """Tokens of a row's prompt that are known."""
+    return row.prompt.prefix_length if row.prompt.prefix_key in prefixes else 0
+
+
+def _pad(rows: Sequence[Tensor], value: int) -> Tensor:
+    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side="left")

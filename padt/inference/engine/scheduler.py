@@ -1,0 +1,212 @@
+"""Who is admitted to the engine when: limits, the queue of waiting requests, and groups of similar prompts."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+from torch import Tensor
+
+from padt.errors import UserError, check_range
+from padt.inference.engine.cache import SeenPicture
+from padt.inference.engine.rows import Prompt, Row
+
+# A group of prompts is not padded to more than this many times its shortest, beyond a few tokens.
+_MOST_PADDING = 1.5
+_SHORT = 64
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine takes on. Keys and values are allocated for ``max_rows x max_length`` positions.
+
+    Attributes:
+        max_rows: answers that are written at a time.
+        max_length: tokens of one request: prompt with its patches, and ``max_new_tokens``.
+        admit_tokens: tokens of prompts (those of known prefixes left out) that one step may read; and so the longest
+            prompt.
+        admit_patches: patches of 28x28 pixels that one step may show to the vision tower; and so the most of one
+            request.
+        max_waiting: requests that may wait.
+        cache_mb: MiB that may be held of what was seen of pictures; 0 = nothing is kept.
+    """
+
+    max_rows: int = 16
+    max_length: int = 4096
+    admit_tokens: int = 4096
+    admit_patches: int = 4096
+    max_waiting: int = 256
+    cache_mb: float = 1024
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            check_range(each.name, getattr(self, each.name), 0 if each.name == "cache_mb" else 1)
+
+    def check(self, prompt: Prompt, max_new_tokens: int) -> None:
+        """Refuse a request that could never be admitted.
+
+        Raises:
+            UserError: it is too long, or has too many patches.
+        """
+        tokens = len(prompt.ids)
+        if prompt.patches > self.admit_patches:
+            raise UserError(
+                f"The request's pictures have {prompt.patches} patches of 28x28 pixels, more than the engine's "
+                f"{self.admit_patches}: send smaller or fewer pictures."
+            )
+        if tokens > self.admit_tokens:
+            raise UserError(
+                f"The prompt has {tokens} tokens ({prompt.patches} of them patches), more than the engine's "
+                f"{self.admit_tokens}: send less text or smaller pictures."
+            )
+        if tokens + max_new_tokens > self.max_length:
+            raise UserError(
+                f"The prompt's {tokens} tokens and max_new_tokens {max_new_tokens} are more than the engine's "
+                f"{self.max_length}: send less text, smaller pictures, or a max_new_tokens of at most "
+                f"{self.max_length - tokens}."
+            )
+
+
+class EngineBusyError(UserError):
+    """The engine's queue is full."""
+
+
+class Admission:
+    """What a group of requests costs a step; what they share, or what is known already, is paid once or not at all."""
+
+    def __init__(self, limits: EngineLimits, known: Container[tuple[type, bytes]]) -> None:
+        """Start with nothing taken.
+
+        Args:
+            limits: the budgets.
+            known: kinds and keys of the pictures and prefixes that are kept.
+        """
+        self._tokens, self._patches = limits.admit_tokens, limits.admit_patches
+        self._known = known
+        self._taken: set[tuple[type, bytes]] = set()
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Take a request into the group, if the budgets allow it."""
+        unseen = [picture for picture in prompt.pictures if picture.seen is None]
+        new = {(SeenPicture, picture.key): picture.frame.patches for picture in unseen}
+        patches = sum(patches for thing, patches in new.items() if self._is_new(thing))
+        prefix = (Tensor, prompt.prefix_key)
+        tokens = len(prompt.ids) if self._is_new(prefix) else len(prompt.ids) - prompt.prefix_length
+        if tokens > self._tokens or patches > self._patches:
+            return False
+        self._tokens -= tokens
+        self._patches -= patches
+        self._taken.update(new, [prefix])
+        return True
+
+    def _is_new(self, thing: tuple[type, bytes]) -> bool:
+        return thing not in self._taken and thing not in self._known
+
+
+class WaitingRows:
+    """Requests that wait, first come first served. Safe in threads."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._rows: deque[Row] = deque()
+        self._closed: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._rows)
+
+    def rows(self) -> list[Row]:
+        """Those that wait now."""
+        with self._changed:
+            return list(self._rows)
+
+    def check_room(self) -> None:
+        """Refuse more requests than may wait.
+
+        Raises:
+            EngineBusyError: so many wait already.
+            RuntimeError: the engine has failed.
+        """
+        if self._closed is not None:
+            raise RuntimeError("The engine has failed and takes no more requests.") from self._closed
+        if len(self._rows) >= self._max_waiting:
+            raise EngineBusyError(f"{self._max_waiting} requests are waiting already: try again later.")
+
+    def add(self, row: Row) -> None:
+        """Let a request wait.
+
+        Raises:
+            EngineBusyError: too many wait already.
+            RuntimeError: the engine has failed.
+        """
+        with self._changed:
+            self.check_room()
+            self._rows.append(row)
+            self._changed.notify_all()
+
+    def take_cancelled(self) -> list[Row]:
+        """Requests that were cancelled while they waited."""
+        with self._changed:
+            found = [row for row in self._rows if row.ticket.cancelled]
+            if found:
+                self._rows = deque(row for row in self._rows if not row.ticket.cancelled)
+        return found
+
+    def take(self, most: int, admission: Admission) -> list[Row]:
+        """The next requests that an admission has room for, in order; nobody overtakes."""
+        found: list[Row] = []
+        with self._changed:
+            while self._rows and len(found) < most and admission.fits(self._rows[0].prompt):
+                found.append(self._rows.popleft())
+        return found
+
+    def close(self, error: BaseException) -> list[Row]:
+        """Take no more requests; returns those that still wait."""
+        with self._changed:
+            self._closed = error
+            found, self._rows = list(self._rows), deque()
+        return found
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Wait until a request comes, or ``until`` is true when somebody calls :meth:`wake`."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._rows) or until())
+
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+def similar_lengths(items: Sequence[Item], length: Callable[[Item], int]) -> list[list[Item]]:
+    """Cut items into groups of similar length, so that padding a group to its longest member wastes little."""
+    groups: list[list[Item]] = []
+    for item in sorted(items, key=length):
+        if groups and length(item) <= max(_SHORT, _MOST_PADDING * length(groups[-1][0])):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups
+
+
+def by_halves(items: list[Item], work: Callable[[list[Item]], None], failed: Callable[[Item, Exception], None]) -> None:
+    """Do work on items together; where it fails, on halves, down to the single items that it fails on.
+
+    Args:
+        items: what to work on.
+        work: may be done again on the same items.
+        failed: told of each item that fails alone.
+    """
+    if not items:
+        return
+    try:
+        work(items)
+    except Exception as error:
+        if len(items) == 1:
+            failed(items[0], error)
+            return
+        for half in (items[: len(items) // 2], items[len(items) // 2 :]):
+            by_halves(half, work, failed)

@@ -1,0 +1,512 @@
+"""The engine: many requests at once, each answered as if it were alone, and none paying for another."""
+
+import io
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from padt.errors import ImageError, UserError
+from padt.inference.engine import CancelledError, Ended, Engine, EngineBusyError, EngineLimits, ObjectFound, TextPiece
+from padt.inference.predict import GenerationSettings, caption_request, detect_request, predict, refer_request
+from padt.inference.requests import Request, chat_request, text_request
+from padt.inference.stream import Finished, stream
+from pipelines.toy.language import referring_expressions
+from pipelines.toy.scenes import draw_scene, scene_rng
+from tests.padt.inference.test_predict import assert_same, picture
+from tests.padt.tiny import tiny_model
+
+SMALL = EngineLimits(max_rows=16, max_length=512, admit_tokens=4096, cache_mb=64)
+SHORT = GenerationSettings(max_new_tokens=24)
+
+
+def mixed(count):
+    """Requests of all tasks about pictures of many sizes, some without a picture, some with several."""
+    kinds = [
+        lambda n: (picture(60 + 11 * n, 90 + 7 * n, n), detect_request(["person", "car"][: n % 2 + 1])),
+        lambda n: (picture(200 - 9 * n, 60, n), refer_request(f"thing number {n}")),
+        lambda n: (picture(84, 84, n), caption_request()),
+        lambda n: ([], text_request(f"hello, is {n} more than three?")),
+        lambda n: ([picture(120, 90, n), picture(60, 60 + n, n + 1)], detect_request(["cat"])),
+    ]
+    return [kinds[n % len(kinds)](n) for n in range(count)]
+
+
+def answers(engine, asked, settings=SHORT, **values):
+    tickets = [engine.submit(images, request, settings, **values) for images, request in asked]
+    engine.run_until_idle()
+    return [ticket.result(0) for ticket in tickets]
+
+
+@contextmanager
+def counted(module):
+    """A list that grows by the batch size with every call of a module."""
+    calls = []
+    handle = module.register_forward_hook(lambda module, args, kwargs, output: calls.append(output), with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("width", [1, 4, 8, 16])
+def test_answers_are_those_of_predict(random_model, width):
+    asked = mixed(20)
+    engine = Engine(random_model, EngineLimits(max_rows=width, max_length=512))
+    found = answers(engine, asked)
+    for (images, request), prediction in zip(asked, found, strict=True):
+        (expected,) = predict(random_model, [images], [request], SHORT)
+        assert_same(prediction, expected)
+        assert (prediction.truncated, prediction.warnings) == (expected.truncated, expected.warnings)
+        assert prediction.images == expected.images
+    assert sum(len(prediction.objects) for prediction in found) > 20, "the test must see objects"
+    assert engine.running_rows == engine.waiting_rows == 0
+
+
+def test_drawn_scenes_are_answered_as_by_predict(toy_model):
+    scenes = [draw_scene(scene_rng(7, 0, n)) for n in range(8)]
+    asked = [
+        (Image.fromarray(scene.image), request)
+        for scene in scenes
+        for request in (caption_request(), *(refer_request(each.text) for each in referring_expressions(scene)[:2]))
+    ]
+    asked.append(([], text_request("Hello!")))
+    settings = GenerationSettings(max_new_tokens=200)
+    found = answers(Engine(toy_model), asked, settings)
+    for (images, request), prediction in zip(asked, found, strict=True):
+        (expected,) = predict(toy_model, [images], [request], settings)
+        assert_same(prediction, expected)
+        assert not prediction.truncated
+    assert sum(len(prediction.objects) for prediction in found) > 12, "the test must see objects"
+
+
+@pytest.mark.parametrize("values", [{"attn_implementation": "eager"}, {"feature_order": "reference"}])
+def test_other_attentions_and_orders(values):
+    attention = values.pop("attn_implementation", None)
+    model = tiny_model(**values)
+    if attention:
+        model.set_attn_implementation(attention)
+    asked = mixed(6)
+    for (images, request), prediction in zip(asked, answers(Engine(model, SMALL), asked), strict=True):
+        assert_same(prediction, predict(model, [images], [request], SHORT)[0])
+
+
+def test_half_precision_runs(random_model):
+    model = tiny_model().to(torch.bfloat16)
+    found = answers(Engine(model, SMALL), mixed(5))
+    assert all(prediction.token_ids for prediction in found) and any(prediction.objects for prediction in found)
+
+
+def test_generation_config_settings_and_forbidden_repeats_hold_for_each_row(random_model):
+    """Rows with their own settings side by side; what a model's generation config says counts as in `generate`."""
+    model = tiny_model()
+    model.generation_config.repetition_penalty = 1.3
+    settings = [
+        GenerationSettings(max_new_tokens=30, forbid_repeats=True),
+        GenerationSettings(max_new_tokens=7),
+        GenerationSettings(max_new_tokens=1, masks=False),
+        GenerationSettings(max_new_tokens=19, masks=False, forbid_repeats=True),
+    ]
+    asked = mixed(4)
+    engine = Engine(model, SMALL)
+    tickets = [engine.submit(*one, own) for one, own in zip(asked, settings, strict=True)]
+    engine.run_until_idle()
+    for (images, request), own, ticket in zip(asked, settings, tickets, strict=True):
+        (expected,) = predict(model, [images], [request], own)
+        found = ticket.result(0)
+        assert found.token_ids == expected.token_ids
+        assert [thing.mask is None for thing in found.objects] == [not own.masks] * len(expected.objects)
+        for thing in found.objects:
+            assert not own.forbid_repeats or len(set(thing.patches)) == len(thing.patches)
+
+
+def test_a_calibrated_model_gives_calibrated_scores():
+    calibration = {"intercept": -1.0, "score_logit": 0.7, "log_confidence": 0.2, "incomplete": -1.0, "repeated": -2.0}
+    model = tiny_model(score_calibration=calibration)
+    asked = (picture(), detect_request(["person"]))
+    for settings in (SHORT, GenerationSettings(max_new_tokens=24, calibrated=False)):
+        (found,) = answers(Engine(model, SMALL), [asked], settings)
+        assert_same(found, predict(model, [asked[0]], [asked[1]], settings)[0])
+        assert found.objects
+
+
+def test_a_conversation_with_an_earlier_answer(toy_model, shapes):
+    first = toy_model.predict(shapes, refer_request("the red circle"), SHORT)[0]
+    turns = chat_request(
+        [
+            {"role": "user", "content": [{"type": "image", "image": shapes}, {"type": "text", "text": "Where is it?"}]},
+            {"role": "assistant", "content": "There."},
+            {"role": "user", "content": "And the blue square?"},
+        ]
+    )[1].prompt
+    request = Request("chat", (turns[0], first.turn, turns[2]))
+    asked = [(shapes, request), (shapes, refer_request("the red circle"))]
+    for (images, one), found in zip(asked, answers(Engine(toy_model, SMALL), asked), strict=True):
+        assert_same(found, toy_model.predict(images, one, SHORT)[0])
+    with pytest.raises(UserError, match="send the pictures that the answer was about"):
+        Engine(toy_model, SMALL).submit(shapes.crop((0, 0, 112, 112)).resize((28, 28)), request)
+
+
+# ---------------------------------------------------------------------- events
+
+
+def test_events_are_those_of_a_stream(random_model):
+    for seed in range(3):
+        image = picture(seed=seed)
+        expected = list(stream(random_model, image, caption_request(), SHORT, vrts=True))
+        engine = Engine(random_model, SMALL)
+        others = [engine.submit(*one, SHORT) for one in mixed(3)]
+        ticket = engine.submit(image, caption_request(), SHORT, vrts=True)
+        engine.run_until_idle()
+        *events, end = ticket
+        assert isinstance(expected[-1], Finished) and isinstance(end, Ended)
+        assert [type(event) for event in events] == [type(event) for event in expected[:-1]]
+        for event, other in zip(events, expected, strict=False):
+            assert event == other or isinstance(event, ObjectFound) and event.number == other.number
+        assert end.reason == ("length" if end.prediction.truncated else "stop")
+        assert_same(end.prediction, expected[-1].prediction)
+        assert end.times.prefill > 0 and end.times.decode > 0 and end.times.queued >= 0
+        assert (end.times.objects > 0) == bool(end.prediction.objects)
+        assert all(other.done for other in others)
+
+
+def test_objects_come_while_the_answer_is_written(toy_model, shapes):
+    engine = Engine(toy_model, SMALL)
+    events = []
+    engine.submit(shapes, refer_request("the red circle"), GenerationSettings(max_new_tokens=60), listener=events.append)
+    while not any(isinstance(event, ObjectFound) for event in events):
+        assert engine.step()
+    text = "".join(event.text for event in events if isinstance(event, TextPiece))
+    assert text.startswith('The "the red circle" refers to ') and "in this image." not in text
+    engine.run_until_idle()
+    assert events[-1].reason == "stop"
+
+
+def test_the_reason_of_the_end(toy_model, shapes):
+    engine = Engine(toy_model, SMALL)
+    whole = engine.submit(shapes, refer_request("the red circle"), GenerationSettings(max_new_tokens=60))
+    cut = engine.submit(shapes, refer_request("the red circle"), GenerationSettings(max_new_tokens=3))
+    engine.run_until_idle()
+    assert whole.end().reason == "stop" and cut.end().reason == "length"
+    assert cut.result().truncated and len(cut.result().token_ids) == 3
+
+
+# ---------------------------------------------------------------------- joining, leaving, cancelling
+
+
+def test_rows_join_and_leave_midway(random_model):
+    """Each request comes at another step, with an answer of another length; slots move meanwhile."""
+    engine = Engine(random_model, EngineLimits(max_rows=5, max_length=512, cache_mb=0))
+    asked = mixed(14)
+    tickets = []
+    lengths = [3, 24, 9, 17, 5, 30, 1, 12, 40, 2, 8, 21, 4, 13]
+    for (images, request), length in zip(asked, lengths, strict=True):
+        tickets.append(engine.submit(images, request, GenerationSettings(max_new_tokens=length)))
+        engine.step()
+        engine.step()
+    engine.run_until_idle()
+    for (images, request), length, ticket in zip(asked, lengths, tickets, strict=True):
+        expected = predict(random_model, [images], [request], GenerationSettings(max_new_tokens=length))[0]
+        assert_same(ticket.result(0), expected)
+
+
+def test_a_slot_that_is_left_is_clear(random_model):
+    """What an answer has left behind, a NaN even, must not reach the next one in its slot."""
+    engine = Engine(random_model, SMALL)
+    asked = mixed(3)
+    answers(engine, asked)
+    assert not engine._passes._slots.states.any()
+
+
+def test_a_cancelled_request_frees_its_slot_and_costs_no_more_steps(random_model):
+    engine = Engine(random_model, EngineLimits(max_rows=2, max_length=512))
+    long = GenerationSettings(max_new_tokens=300)
+    running, other = (engine.submit(picture(seed=n), caption_request(), long) for n in LONG[:2])
+    waiting, last = engine.submit(*mixed(3)[2], long), engine.submit(*mixed(4)[3], SHORT)
+    for _ in range(5):
+        engine.step()
+    assert engine.running_rows == 2 and engine.waiting_rows == 2
+    running.cancel()
+    waiting.cancel()
+    with counted(random_model.lm_head) as calls:
+        engine.step()
+    assert running.done and waiting.done and not other.done
+    # One pass for the prompt that took the slot, one for both rows.
+    assert [len(output) for output in calls] == [1, 2]
+    assert engine.running_rows == 2 and engine.waiting_rows == 0
+    other.cancel()
+    engine.run_until_idle()
+    assert [ticket.end().reason for ticket in (running, waiting, other)] == ["cancelled"] * 3
+    assert running.end().prediction is None and list(running)[-1].reason == "cancelled"
+    with pytest.raises(CancelledError):
+        running.result()
+    assert_same(last.result(), predict(random_model, *([each] for each in mixed(4)[3]), SHORT)[0])
+    with counted(random_model.lm_head) as calls:
+        assert not engine.step()
+    assert not calls
+
+
+def test_a_short_question_overtakes_long_captions(random_model):
+    engine = Engine(random_model, SMALL)
+    long = GenerationSettings(max_new_tokens=200)
+    captions = [engine.submit(picture(seed=n), caption_request(), long) for n in range(8)]
+    for _ in range(10):
+        engine.step()
+    short = engine.submit(picture(60, 60), refer_request("it"), GenerationSettings(max_new_tokens=6))
+    before = engine.steps
+    while not short.done:
+        engine.step()
+    assert engine.steps - before <= 6
+    assert sum(not caption.done for caption in captions) >= 6, "the captions must still be running"
+
+
+def test_the_longest_row_does_not_pad_others(random_model):
+    """A prompt is read with prompts of its own size only, and an admission holds the step's budget."""
+    engine = Engine(random_model, EngineLimits(max_rows=8, max_length=1024, admit_patches=300, cache_mb=0))
+    for n in range(4):
+        engine.submit(picture(500, 400, n), caption_request(), SHORT)
+        engine.submit(None, "hi", SHORT)
+    with counted(random_model.model.language_model) as calls:
+        engine.step()
+    *prompts, step = [output.last_hidden_state.shape[:2] for output in calls]
+    # 18 x 14 patches: one large picture a step; its neighbour in the queue is not padded to it.
+    assert [rows for rows, _ in prompts] == [1, 1] and prompts[0][1] < 60 and prompts[1][1] > 252
+    assert tuple(step) == (2, 1) and engine.waiting_rows == 6
+    engine.run_until_idle()
+
+
+# ---------------------------------------------------------------------- what is kept of pictures
+
+
+def encoded(image):
+    handle = io.BytesIO()
+    image.save(handle, "PNG")
+    return handle.getvalue()
+
+
+def test_more_questions_about_a_picture_cost_their_words_only(random_model):
+    image = encoded(picture(120, 90))
+    asked = [(image, refer_request(f"thing {n}")) for n in range(4)]
+    engine = Engine(random_model, SMALL)
+    (first,) = answers(engine, asked[:1])
+    with counted(random_model.model.visual) as vision, counted(random_model.model.language_model) as language:
+        found = answers(engine, asked[1:])
+    assert not vision, "the picture must not be seen again"
+    patches = first.grid[0] * first.grid[1]
+    whole = random_model.processor.prompt_ids(asked[1][1].prompt, [patches])
+    prefix = max(place for place, token in enumerate(whole) if token == random_model.processor.image_token_id) + 1
+    assert language[0].last_hidden_state.shape[:2] == (3, len(whole) - prefix)
+    for (images, request), prediction in zip(asked, [first, *found], strict=True):
+        assert_same(prediction, predict(random_model, [images], [request], SHORT)[0])
+
+
+@pytest.mark.parametrize("cache_mb", [0, 64])
+def test_questions_that_come_together_share_their_picture(random_model, cache_mb):
+    """The same in one admission, whether anything is kept after it or not."""
+    image = picture(120, 90)
+    asked = [(image, refer_request(f"thing {n}")) for n in range(5)] + [(picture(seed=3), caption_request())]
+    engine = Engine(random_model, EngineLimits(max_rows=8, max_length=512, cache_mb=cache_mb))
+    with counted(random_model.model.visual) as vision, counted(random_model.model.language_model) as language:
+        found = answers(engine, asked)
+    assert len(vision) == 1
+    rows = [len(output.last_hidden_state) for output in language if output.last_hidden_state.shape[1] > 1]
+    assert sum(rows) == 6 and 4 in rows, "four questions must be read after the one that brought the picture"
+    for (images, request), prediction in zip(asked, found, strict=True):
+        assert_same(prediction, predict(random_model, [images], [request], SHORT)[0])
+    assert bool(engine.cache.nbytes) == bool(cache_mb)
+
+
+def test_pictures_are_told_apart_by_content(random_model):
+    """Equal pixels in another shape, another picture of the same size, the same pictures in another order."""
+    first, second = picture(112, 84, 1), picture(112, 84, 2)
+    turned = Image.fromarray(np.asarray(first).reshape(112, 84, 3))
+    engine = Engine(random_model, SMALL)
+    request = detect_request(["cat"])
+    asked = [(first, request), (second, request), (turned, request)]
+    asked += [([first, second], request), ([second, first], request), ([first, first], request)]
+    for images, one in asked:
+        (found,) = answers(engine, [(images, one)])
+        assert_same(found, predict(random_model, [images], [one], SHORT)[0])
+    with counted(random_model.model.visual) as vision:
+        answers(engine, [([turned, second], request)])
+    assert not vision, "pictures that are known one by one are known together"
+
+
+def test_the_cache_is_bounded_and_forgets_the_oldest(random_model):
+    limits = EngineLimits(max_rows=2, max_length=512, cache_mb=0.1)
+    engine = Engine(random_model, limits)
+    request = refer_request("it")
+    for n in range(12):
+        answers(engine, [(picture(seed=n), request)])
+        assert 0 < engine.cache.nbytes <= 0.1 * 2**20
+    with counted(random_model.model.visual) as vision:
+        answers(engine, [(picture(seed=11), request)])
+        assert not vision
+        (again,) = answers(engine, [(picture(seed=0), request)])
+        assert len(vision) == 1
+    assert_same(again, predict(random_model, [picture(seed=0)], [request], SHORT)[0])
+
+
+# ---------------------------------------------------------------------- limits and errors
+
+
+def test_what_is_beyond_the_limits_is_refused_when_submitted(random_model):
+    engine = Engine(
+        random_model, EngineLimits(max_rows=2, max_length=200, admit_tokens=150, admit_patches=50, max_waiting=2)
+    )
+    with pytest.raises(UserError, match="send smaller or fewer pictures"):
+        engine.submit(picture(400, 300), caption_request(), SHORT)
+    with pytest.raises(UserError, match="send less text or smaller pictures"):
+        engine.submit(None, "word " * 40, SHORT)
+    with pytest.raises(UserError, match="max_new_tokens of at most 1[0-9][0-9]"):
+        engine.submit(None, "word", GenerationSettings(max_new_tokens=190))
+    with pytest.raises(UserError, match="num_beams=1"):
+        engine.submit(None, "word", GenerationSettings(num_beams=2))
+    with pytest.raises(UserError, match="needs an image"):
+        engine.submit(None, caption_request(), SHORT)
+    with pytest.raises(ImageError, match="not a readable image"):
+        engine.submit(b"no picture", caption_request(), SHORT)
+    assert engine.waiting_rows == 0
+    tickets = [engine.submit(None, "word", SHORT) for _ in range(2)]
+    with pytest.raises(EngineBusyError, match="try again later"):
+        engine.submit(None, "word", SHORT)
+    engine.run_until_idle()
+    assert all(ticket.end().reason in ("stop", "length") for ticket in tickets)
+    with pytest.raises(UserError, match="max_rows"):
+        EngineLimits(max_rows=0)
+
+
+def test_an_answer_may_fill_its_slot_to_the_end(random_model):
+    prompt = len(random_model.processor.prompt_ids("hello"))
+    engine = Engine(random_model, EngineLimits(max_rows=2, max_length=prompt + 40))
+    settings = GenerationSettings(max_new_tokens=40)
+    (found,) = answers(engine, [([], text_request("hello"))], settings)
+    assert found.token_ids == predict(random_model, None, "hello", settings)[0].token_ids
+
+
+@pytest.mark.parametrize("part", ["vision", "prompt", "step", "objects"])
+def test_an_error_ends_its_own_request_only(random_model, part, monkeypatch):
+    """Whatever fails for one request, wherever: the others are answered as if nothing had been."""
+    asked = [(picture(60 + 28 * n, 90, n), detect_request(["person"])) for n in range(5)]
+    engine = Engine(random_model, EngineLimits(max_rows=8, max_length=512))
+    tickets = [engine.submit(*one, SHORT) for one in asked]
+    marked = tickets[2]
+
+    def failing(work):
+        def run(items, *args):
+            rows = [item[0] if isinstance(item, tuple) else item for item in items]
+            if any(row.ticket is marked for row in rows) and (part != "step" or engine.steps >= 3):
+                raise RuntimeError("out of memory")
+            return work(items, *args)
+
+        return run
+
+    name = {"vision": "_look", "prompt": "_prefill", "step": "decode", "objects": "objects"}[part]
+    monkeypatch.setattr(engine._passes, name, failing(getattr(engine._passes, name)))
+    engine.run_until_idle()
+    monkeypatch.undo()
+    assert marked.end().reason == "error"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        marked.result()
+    for ticket, (images, request) in zip(tickets, asked, strict=True):
+        if ticket is not marked:
+            assert_same(ticket.result(0), predict(random_model, [images], [request], SHORT)[0])
+    assert not engine._passes._slots.states.any()
+
+
+def test_a_listener_that_fails_cancels_its_request(random_model, caplog):
+    def fail(event):
+        raise ValueError("the client is gone")
+
+    engine = Engine(random_model, SMALL)
+    gone = engine.submit(picture(), caption_request(), GenerationSettings(max_new_tokens=300), listener=fail)
+    other = engine.submit(picture(), caption_request(), SHORT)
+    engine.run_until_idle()
+    assert gone.end().reason == "cancelled" and other.result() and engine.steps < 30
+    assert "the client is gone" in caplog.text
+
+
+def test_a_model_without_masks_for_each_row_is_refused(random_model):
+    model = tiny_model()
+    model.model.language_model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match='attn_implementation="sdpa"'):
+        Engine(model)
+    model = tiny_model()
+    model.processor = None
+    with pytest.raises(UserError, match="no processor"):
+        Engine(model)
+
+
+# ---------------------------------------------------------------------- sampling
+
+
+def test_a_sampled_answer_depends_on_its_seed_alone(random_model):
+    wild = GenerationSettings(max_new_tokens=24, temperature=1.5, top_p=0.9)
+    images, request = picture(), caption_request()
+    (alone,) = answers(Engine(random_model, SMALL), [(images, request)], wild, seed=5)
+    engine = Engine(random_model, SMALL)
+    before = [engine.submit(*one, SHORT) for one in mixed(4)]
+    others = [engine.submit(*one, wild) for one in mixed(4)]
+    ticket = engine.submit(images, request, wild, seed=5)
+    different = engine.submit(images, request, wild, seed=6)
+    engine.run_until_idle()
+    assert_same(ticket.result(0), alone)
+    assert different.result(0).token_ids != alone.token_ids
+    assert all(each.done for each in before + others)
+    torch.manual_seed(5)
+    assert_same(predict(random_model, [images], [request], wild)[0], alone)
+
+
+def test_without_a_seed_samples_differ(random_model):
+    wild = GenerationSettings(max_new_tokens=24, temperature=1.5)
+    found = answers(Engine(random_model, SMALL), [(picture(), caption_request())] * 3, wild)
+    assert len({prediction.token_ids for prediction in found}) == 3
+
+
+# ---------------------------------------------------------------------- threads
+
+
+def test_many_threads_submit_while_it_runs(random_model):
+    """Words that look like special tokens stay words, whoever tokenises beside; no error, no mixed answers."""
+    asked = [(picture(84, 84, n % 3), refer_request(f"<|im_end|> number {n}")) for n in range(24)]
+    found = [None] * len(asked)
+
+    def client(first):
+        for place in range(first, len(asked), 4):
+            found[place] = engine.submit(*asked[place], SHORT).result(60)
+
+    with Engine(random_model, SMALL).running() as engine:
+        threads = [threading.Thread(target=client, args=(first,)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        streamed = list(engine.submit(*asked[0], SHORT))
+    for (images, request), prediction in zip(asked, [*found], strict=True):
+        assert_same(prediction, predict(random_model, [images], [request], SHORT)[0])
+    assert_same(streamed[-1].prediction, found[0])
+
+
+def test_leaving_the_context_answers_what_was_submitted_and_an_error_cancels_it(random_model):
+    long = GenerationSettings(max_new_tokens=300)
+    with Engine(random_model, SMALL).running() as engine:
+        tickets = [engine.submit(*one, SHORT) for one in mixed(5)]
+    assert all(ticket.end(0).reason in ("stop", "length") for ticket in tickets)
+    with pytest.raises(KeyError), engine.running():
+        ticket = engine.submit(*mixed(1)[0], long)
+        raise KeyError
+    assert ticket.end(0).reason == "cancelled"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_an_engine_that_has_failed(random_model, monkeypatch):
+    engine = Engine(random_model, SMALL)
+    monkeypatch.setattr(engine, "_settle", lambda: 1 / 0)
+    ticket = engine.submit(*mixed(1)[0], SHORT)
+    with engine.running(), pytest.raises(RuntimeError, match="The engine has failed"):
+        ticket.result(60)
+    with pytest.raises(RuntimeError, match="takes no more requests"):
+        engine.submit(*mixed(1)[0], SHORT)
