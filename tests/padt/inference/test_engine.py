@@ -21,6 +21,8 @@ from tests.padt.tiny import tiny_model
 
 SMALL = EngineLimits(max_rows=16, max_length=512, admit_tokens=4096, cache_mb=64)
 SHORT = GenerationSettings(max_new_tokens=24)
+# Pictures of which the random model's caption has more than 100 tokens.
+LONG = (1, 3, 4)
 
 
 def mixed(count):
@@ -94,13 +96,12 @@ def test_other_attentions_and_orders(values):
         assert_same(prediction, predict(model, [images], [request], SHORT)[0])
 
 
-def test_half_precision_runs(random_model):
-    model = tiny_model().to(torch.bfloat16)
-    found = answers(Engine(model, SMALL), mixed(5))
-    assert all(prediction.token_ids for prediction in found) and any(prediction.objects for prediction in found)
+def test_half_precision_runs():
+    found = answers(Engine(tiny_model().to(torch.bfloat16), SMALL), mixed(5))
+    assert sum(len(prediction.objects) for prediction in found) > 5
 
 
-def test_generation_config_settings_and_forbidden_repeats_hold_for_each_row(random_model):
+def test_generation_config_settings_and_forbidden_repeats_hold_for_each_row():
     """Rows with their own settings side by side; what a model's generation config says counts as in `generate`."""
     model = tiny_model()
     model.generation_config.repetition_penalty = 1.3
@@ -176,7 +177,9 @@ def test_events_are_those_of_a_stream(random_model):
 def test_objects_come_while_the_answer_is_written(toy_model, shapes):
     engine = Engine(toy_model, SMALL)
     events = []
-    engine.submit(shapes, refer_request("the red circle"), GenerationSettings(max_new_tokens=60), listener=events.append)
+    engine.submit(
+        shapes, refer_request("the red circle"), GenerationSettings(max_new_tokens=60), listener=events.append
+    )
     while not any(isinstance(event, ObjectFound) for event in events):
         assert engine.step()
     text = "".join(event.text for event in events if isinstance(event, TextPiece))
@@ -236,7 +239,7 @@ def test_a_cancelled_request_frees_its_slot_and_costs_no_more_steps(random_model
     assert running.done and waiting.done and not other.done
     # One pass for the prompt that took the slot, one for both rows.
     assert [len(output) for output in calls] == [1, 2]
-    assert engine.running_rows == 2 and engine.waiting_rows == 0
+    assert engine.waiting_rows == 0
     other.cancel()
     engine.run_until_idle()
     assert [ticket.end().reason for ticket in (running, waiting, other)] == ["cancelled"] * 3
@@ -422,7 +425,9 @@ def test_a_listener_that_fails_cancels_its_request(random_model, caplog):
         raise ValueError("the client is gone")
 
     engine = Engine(random_model, SMALL)
-    gone = engine.submit(picture(), caption_request(), GenerationSettings(max_new_tokens=300), listener=fail)
+    gone = engine.submit(
+        picture(seed=LONG[0]), caption_request(), GenerationSettings(max_new_tokens=300), listener=fail
+    )
     other = engine.submit(picture(), caption_request(), SHORT)
     engine.run_until_idle()
     assert gone.end().reason == "cancelled" and other.result() and engine.steps < 30
