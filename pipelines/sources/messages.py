@@ -6,6 +6,8 @@ is stored, ``<image>`` in a user's words marks the next picture (``pipelines.dat
 
 import base64
 import binascii
+import difflib
+import hashlib
 import json
 import re
 from collections import Counter
@@ -20,6 +22,16 @@ from pipelines.sources.json_stream import stream_records
 
 _FILE = "File of conversations"
 _DATA_URL = re.compile(r"data:image/([a-z0-9]+)[^,]*;base64,(.+)", re.DOTALL)
+_OTHER_MEDIA = ("video", "videos", "audio", "audios", "sound", "speech")
+_OTHER_MARKER = re.compile(r"<(?:video|audio)>")
+_SYSTEM_KEYS = ("system", "system_prompt")
+_OTHER_LAYOUTS = {
+    ("query", "response"): " (ms-swift)",
+    ("instruction", "output"): " (Alpaca)",
+    ("prompt", "completion"): "",
+    ("prompt", "response"): "",
+    ("question", "answer"): "",
+}
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 
 
@@ -59,18 +71,21 @@ class MessagesSource:
         """See ``Source``."""
         header = Header()
         reasons: Counter[str] = Counter()
+        said: dict[str, str] = {}
         for image_id, found in self._rows(header.repairs):
             if isinstance(found, ConversationError):
                 reasons[found.reason] += 1
+                said.setdefault(found.reason, f" The row {image_id}: {found}")
                 continue
             first, *more = found.images or ("",)
             size = sum(len(each) * 3 // 4 for each in found.embedded)
             header.images.append(ImageEntry(image_id, first, None, None, tuple(more), size))
         if not header.images:
             why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            first = "".join(said[reason] for reason, _ in reasons.most_common(1))
             raise UserError(
                 f"{_FILE} {self.annotations} has no usable row ({why or 'it is empty'}): give rows with "
-                "'conversations' (LLaVA) or 'messages' (chat APIs)."
+                f"'conversations' (LLaVA) or 'messages' (chat APIs).{first}"
             )
         return header
 
@@ -112,6 +127,7 @@ def read_conversation(row: Any) -> Conversation:
     """
     if not isinstance(row, Mapping):
         raise ConversationError("conversation_malformed", f"It is not a JSON object: {str(row)[:60]}.")
+    _refuse_other_media(row)
     shown: tuple[Any, ...] = ()
     if isinstance(row.get("conversations"), list):
         messages = [_llava_message(message, number) for number, message in enumerate(row["conversations"], start=1)]
@@ -127,12 +143,56 @@ def read_conversation(row: Any) -> Conversation:
             for turn in turns
         ]
     else:
-        raise ConversationError("conversation_malformed", "It has neither 'conversations' nor 'messages' as a list.")
+        raise ConversationError("conversation_malformed", _other_layout(row))
+    messages = _with_system(row, messages)
+    for number, message in enumerate(messages, start=1):
+        # An assistant may well write of tags; in a question they stand for what was shown.
+        if message["role"] == "user" and (marker := _OTHER_MARKER.search(message["content"])):
+            raise ConversationError(
+                "content_unsupported", f"Turn {number} has the marker {marker[0]}: only pictures are read."
+            )
     images, embedded = _pictures(shown or row.get("image") or row.get("images"))
     # Halves of surrogate pairs cannot be stored as UTF-8.
     stored = tuple({key: text.encode("utf-8", "replace").decode() for key, text in each.items()} for each in messages)
     read_messages(stored, len(images))
     return Conversation(images, stored, embedded)
+
+
+def _refuse_other_media(row: Mapping[str, Any]) -> None:
+    for key in _OTHER_MEDIA:
+        if row.get(key):
+            raise ConversationError(
+                "content_unsupported", f"It has {key!r} ({str(row[key])[:60]}): only pictures are read."
+            )
+
+
+def _with_system(row: Mapping[str, Any], messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages with what the row's own field says to the system; a system turn stays behind it."""
+    told = next((row[key] for key in _SYSTEM_KEYS if row.get(key)), None)
+    if told is None:
+        return messages
+    if not isinstance(told, str):
+        raise ConversationError("conversation_malformed", f"Its 'system' is not text: {str(told)[:60]}.")
+    if messages and messages[0]["role"] == "system":
+        turn = messages[0]["content"]
+        both = turn if turn.strip() == told.strip() else f"{told}\n\n{turn}"
+        return [{"role": "system", "content": both}, *messages[1:]]
+    return [{"role": "system", "content": told}, *messages]
+
+
+def _other_layout(row: Mapping[str, Any]) -> str:
+    """Why a row is no conversation, with the layout that it seems to have."""
+    for (asked, answered), tool in _OTHER_LAYOUTS.items():
+        if asked in row and answered in row:
+            return (
+                f"It has {asked!r} and {answered!r}{tool}: write them as 'messages': [{{'role': 'user', 'content': "
+                f"{asked}}}, {{'role': 'assistant', 'content': {answered}}}]."
+            )
+    for key in row:
+        near = difflib.get_close_matches(str(key), ["conversations", "messages"], n=1, cutoff=0.8)
+        if near and isinstance(row[key], list) and str(key) not in near:
+            return f"It has {str(key)!r}: call it {near[0]!r}."
+    return "It has neither 'conversations' nor 'messages' as a list."
 
 
 def _llava_message(message: Any, number: int) -> dict[str, str]:
@@ -153,13 +213,18 @@ def _pictures(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
             "content_unsupported", "Pictures must be files, or all of them data URLs (data:image/...;base64,...)."
         )
     if not all(embedded or is_file_name(each) for each in values):
-        raise ConversationError("conversation_malformed", f"A picture has no usable file name: {str(values)[:60]}.")
+        raise ConversationError(
+            "conversation_malformed",
+            f"A picture has no usable file name: {str(values)[:60]}. Give each picture by the name of its file, or "
+            "as a data URL.",
+        )
     if not found:
         return tuple(values), ()
     try:
-        for match in found:
-            base64.b64decode(match[2], validate=True)
+        contents = [base64.b64decode(match[2], validate=True) for match in found]
     except binascii.Error as error:
         raise ConversationError("content_unsupported", f"A picture's data URL is not base64: {error}.") from error
-    names = tuple(f"{number}.{match[1]}" for number, match in enumerate(found, start=1))
+    # Called by their content: no two pictures of a file have the same name.
+    digests = [hashlib.sha256(content).hexdigest()[:24] for content in contents]
+    names = tuple(f"{digest}.{match[1]}" for digest, match in zip(digests, found, strict=True))
     return names, tuple(match[2] for match in found)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from padt.data.conversation import ConversationError
 from padt.data.image import ResizePolicy
 from padt.data.tasks import TaskOptions
 from padt.errors import UserError
@@ -21,6 +22,7 @@ from pipelines.loader.mixture import SetSpec
 from pipelines.loader.plan import make_plan
 from pipelines.loader.reader import ReaderOptions, TrainingReader
 from pipelines.prepare.run import PrepareOptions, execute_here, prepare
+from pipelines.sources.messages import read_conversation
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.coco_files import image_bytes, rejects_of, rows_of
 from tests.pipelines.mini_set import write_mini_set
@@ -134,12 +136,64 @@ BAD = {
         {"image": "a\x00.jpg", "conversations": [human("<image>"), gpt("a")]},
     ],
     "content_unsupported": [
+        {"video": "v.mp4", "conversations": [human("<video>\nWhat happens?"), gpt("a")]},
+        {"videos": ["v.mp4"], "image": "0.jpg", "conversations": [human("<image> What?"), gpt("a")]},
+        {"audio": {"path": "a.wav"}, "messages": said("What is said?")},
+        {"conversations": [human("<audio>What is said?"), gpt("a")]},
+        {"messages": said("<video> What happens?")},
         {"messages": said({"type": "input_audio", "input_audio": {}})},
         {"messages": said(photo("data:image/png;base64,?"))},
         {"messages": said(photo("data:text/html,<p>"))},
         {"messages": said(photo(DATA_URL), photo("0.jpg"))},
     ],
 }
+SYSTEM = [
+    ({"system": "Be short.", "conversations": [human("a"), gpt("b")]}, "Be short."),
+    ({"system_prompt": "Be short.", "messages": said("a")}, "Be short."),
+    ({"conversations": [{"from": "system", "value": "Be kind."}, human("a"), gpt("b")]}, "Be kind."),
+    (
+        {"system": "Be short.", "conversations": [{"from": "system", "value": "Be kind."}, human("a"), gpt("b")]},
+        "Be short.\n\nBe kind.",
+    ),
+    (
+        {"system": "Be kind.", "conversations": [{"from": "system", "value": "Be kind."}, human("a"), gpt("b")]},
+        "Be kind.",
+    ),
+    ({"system": "", "conversations": [human("a"), gpt("b")]}, None),
+    ({"system": None, "video": None, "audios": [], "conversations": [human("a"), gpt("<video> is a tag")]}, None),
+]
+
+
+@pytest.mark.parametrize(("row", "system"), SYSTEM)
+def test_what_the_system_is_told_is_kept_wherever_it_stands(row, system):
+    messages = read_conversation(row).messages
+    assert [each["content"] for each in messages if each["role"] == "system"] == ([] if system is None else [system])
+    assert [each["role"] for each in messages][-2:] == ["user", "assistant"]
+
+
+def test_a_system_field_that_is_no_text_is_no_conversation():
+    with pytest.raises(ConversationError) as caught:
+        read_conversation({"system": ["a"], "conversations": [human("a"), gpt("b")]})
+    assert caught.value.reason == "conversation_malformed"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": "a", "response": "b", "images": ["1.png"]}, r"'query' and 'response' \(ms-swift\).*'messages'"),
+        ({"instruction": "a", "input": "", "output": "b"}, r"'instruction' and 'output' \(Alpaca\).*'messages'"),
+        ({"question": "a", "answer": "b"}, r"'question' and 'answer'.*'messages'"),
+        ({"conversatons": [human("a"), gpt("b")]}, r"'conversatons'.*'conversations'"),
+        ({"images": [{"bytes": None, "path": "1.png"}], "messages": said("<image>?")}, "path.*name of its file"),
+    ],
+)
+def test_rows_of_other_layouts_are_named_with_what_to_do(folder, row, message):
+    with pytest.raises(ConversationError, match=message):
+        read_conversation(row)
+    with pytest.raises(UserError, match=f"no usable row.*{message}"):
+        prepare_rows(folder, [row])
+
+
 BAD_IMAGES = {
     "image_missing": ["gone.jpg", ["0.jpg", "gone.jpg"]],
     "image_unreadable": ["text.jpg", ["0.jpg", "1.jpg", "text.jpg"]],
@@ -174,8 +228,9 @@ def test_pictures_in_the_rows_themselves_are_taken_out(folder, mode):
     ]
     manifest = prepare_rows(folder, rows, images=(), images_mode=mode)
     (row,) = rows_of(folder / "set")
-    assert row["image"] == {"bytes": image_bytes(84, 56), "path": "1.jpeg"}
-    assert row["more_images"] == [{"bytes": image_bytes(84, 56), "path": "2.jpeg"}]
+    # The same picture twice has one name, made from its content.
+    assert row["image"]["bytes"] == image_bytes(84, 56) and row["more_images"] == [row["image"]]
+    assert len(row["image"]["path"]) == 24 + len(".jpeg")
     assert (row["grid_h"], row["grid_w"]) == (2, 3) and row["messages"][0]["content"] == "<image>or<image>"
     assert manifest.counts.rejects == {"image_unreadable": 1, "image_rejected": 1}
 
