@@ -21,10 +21,6 @@ def run_export_data(url: str, out: str, *, to: str = "coco", images: bool = True
         UserError: see ``pipelines.exports.run.export_data``.
     """
     exported = export_data(url, out, to, images)
-    if exported.renumbered:
-        logger.warning(
-            "%s: annotation ids come more than once in %s, so they are numbered from 1 in the order of its rows",
-            out,
-            url,
-        )
+    for each in exported.lost:
+        logger.warning("%s: %s", out, each)
     return exported

@@ -5,10 +5,13 @@ import pickle
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.read import iterate_rows
+from pipelines.dedup.hashes import content_hash
+from pipelines.exports.names import Names, safe_name
 from pipelines.io.storage import Folder, HashingFile
 
 
@@ -20,11 +23,13 @@ class Exported:
         out: folder.
         files: names of the files with the number of entries in each (images of ``images/``).
         renumbered: annotation ids came more than once in the set, so they were numbered anew.
+        lost: what the format has no place for, each in a sentence with its number.
     """
 
     out: str
     files: dict[str, int] = field(default_factory=dict)
     renumbered: bool = False
+    lost: list[str] = field(default_factory=list)
 
 
 class ExportedSet:
@@ -32,7 +37,6 @@ class ExportedSet:
 
     def __init__(self, url: str, manifest: Manifest) -> None:
         self.url, self.manifest = url, manifest
-        self._own_names = manifest.images_mode == "copy"
 
     def rows(self, *columns: str) -> Iterator[dict[str, Any]]:
         """All rows in order: key, image id, path and size of the image, and the given columns."""
@@ -40,11 +44,49 @@ class ExportedSet:
         return iterate_rows(self.url, self.manifest, [*always, *columns])
 
     def file_name(self, row: Mapping[str, Any]) -> str:
-        """File name of a row's image, relative to the folder of the images; it never leads out of that folder."""
-        path = str(row["image"]["path"] or "")
-        name = posixpath.normpath(path.replace("\\", "/")) if self._own_names else posixpath.basename(path)
-        inside = name and not name.startswith(("/", "..")) and ":" not in name and name != "."
-        return name if inside else f"{row['image_id']}{posixpath.splitext(path)[1]}".replace("/", "_")
+        """File name of a row's (first) image; see ``file_names``."""
+        return self.file_names(row)[0]
+
+    def file_names(self, row: Mapping[str, Any]) -> list[str]:
+        """File names of a row's images, relative to their folder: safe anywhere, and no two pictures have one.
+
+        Args:
+            row: with ``image.path``, and ``more_images.path`` where the set holds conversations.
+        """
+        return [
+            self._renamed.get((row["key"], place)) or self._wanted(row, image)
+            for place, image in enumerate(images_of_row(row))
+        ]
+
+    @cached_property
+    def _renamed(self) -> dict[tuple[str, int], str]:
+        """Names that differ from what was wanted, by key and place of the image in its row."""
+        names, renamed = Names(), {}
+        copies = self.manifest.images_mode == "copy"
+        for row in self.rows("sha256", *(["more_images"] if self.manifest.counts.conversations else [])):
+            for place, image in enumerate(images_of_row(row)):
+                wanted = self._wanted(row, image)
+                if image.get("bytes") is not None:
+                    content = content_hash(image["bytes"])
+                else:
+                    # Sets from before there were hashes: every row's picture passes for another one.
+                    content = (row.get("sha256") or row["key"]) if copies else ""
+                name = names.give(wanted, (image["path"], content))
+                if name != wanted:
+                    renamed[row["key"], place] = name
+        return renamed
+
+    def _wanted(self, row: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+        path = str(image["path"] or "")
+        if self.manifest.images_mode != "copy":
+            # A place somewhere; in an archive the member comes first.
+            path = posixpath.basename(path.split("::")[0].replace("\\", "/"))
+        return safe_name(path) or safe_name(f"{row['image_id']}".replace("/", "_")) or "image"
+
+
+def images_of_row(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The images of a row, none for a conversation without pictures."""
+    return [] if row["image"] is None else [row["image"], *(row.get("more_images") or ())]
 
 
 def id_of(image_id: str) -> int | str:

@@ -18,12 +18,19 @@ def write_coco(source: ExportedSet, folder: Folder, exported: Exported) -> None:
     """Write ``refs.p`` and ``captions.json`` where the set has such, and last ``instances.json``."""
     manifest = source.manifest
     exported.renumbered = not _distinct_ids(source)
+    if exported.renumbered:
+        exported.lost.append(
+            "annotation ids come more than once, so they are numbered from 1 in the order of the set's rows"
+        )
     grounded = _has_grounded_captions(source)
     if manifest.counts.references:
         exported.files["refs.p"] = write_pickle(folder, "refs.p", _references(source, exported.renumbered))
     info = {"description": f"{manifest.name} ({', '.join(manifest.splits)})", "version": f"padt {padt.__version__}"}
     if manifest.counts.captions and not grounded:
-        sections = {"images": _images(source), "annotations": _captions(source)}
+        known = _known_caption_ids(source)
+        if not known:
+            exported.lost.append("caption ids are missing or come more than once, so they are numbered from 1")
+        sections = {"images": _images(source), "annotations": _captions(source, known)}
         exported.files["captions.json"] = write_json(folder, "captions.json", {"info": info}, sections)["annotations"]
     head = {
         "info": info,
@@ -103,8 +110,7 @@ def _annotations(source: ExportedSet, renumber: bool) -> Iterator[dict[str, Any]
             yield annotation
 
 
-def _captions(source: ExportedSet) -> Iterator[dict[str, Any]]:
-    known = _known_caption_ids(source)
+def _captions(source: ExportedSet, known: bool) -> Iterator[dict[str, Any]]:
     number = 0
     for row in source.rows("captions"):
         for caption in row["captions"]:

@@ -22,6 +22,24 @@ def write_released(source: ExportedSet, folder: Folder, exported: Exported) -> N
         exported.files["ric.jsonl"] = write_lines(folder, "ric.jsonl", _descriptions(source))
     if counts.conversations:
         exported.files["chat.jsonl"] = write_lines(folder, "chat.jsonl", _conversations(source))
+    bare = counts.objects - counts.objects_with_patches
+    if bare:
+        exported.lost.append(
+            f"{bare:,} of {counts.objects:,} objects have no foreground patch, by which this format names them: they "
+            "are not in ovd.jsonl, and nothing points to them in answers to sentences and in captions"
+        )
+    if not counts.objects and (unsaid := _rows_without_text(source)):
+        exported.lost.append(f"{unsaid:,} of {counts.rows:,} images have no question, so no line names them")
+    if counts.captions:
+        exported.lost.append(f"{counts.captions:,} captions lose their ids")
+    if counts.objects:
+        exported.lost.append(f"{len(source.manifest.categories):,} categories lose their ids; their names stay")
+
+
+def _rows_without_text(source: ExportedSet) -> int:
+    """Images with neither sentence nor caption nor conversation."""
+    columns = ("references.list.element.ref_id", "captions.list.element.id", "messages.list.element.role")
+    return sum(not (row["references"] or row["captions"] or row.get("messages")) for row in source.rows(*columns))
 
 
 def _detections(source: ExportedSet) -> Iterator[dict[str, Any]]:
@@ -65,8 +83,7 @@ def _conversations(source: ExportedSet) -> Iterator[dict[str, Any]]:
     roles = {"user": "human", "assistant": "gpt"}
     for row in source.rows("messages", "more_images.list.element.path"):
         if row["messages"]:
-            stored = [row["image"], *(row["more_images"] or ())] if row["image"] is not None else []
-            names = [source.file_name({**row, "image": image}) for image in stored]
+            names = source.file_names(row)
             said = [
                 {"from": roles.get(each["role"], each["role"]), "value": each["content"]} for each in row["messages"]
             ]

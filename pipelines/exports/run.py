@@ -5,7 +5,7 @@ Rows are streamed: what is held in memory is one row group, whatever the size of
 
 from padt.errors import ImageError, UserError, look_up
 from pipelines.dataset.manifest import open_set
-from pipelines.exports.base import Exported, ExportedSet
+from pipelines.exports.base import Exported, ExportedSet, images_of_row
 from pipelines.exports.coco import write_coco
 from pipelines.exports.released import write_released
 from pipelines.io.images import read_image
@@ -50,23 +50,18 @@ def export_data(url: str, out: str, to: str = "coco", images: bool = True) -> Ex
 
 
 def _write_images(source: ExportedSet, folder: Folder) -> int:
-    count = 0
-    places: dict[str, str] = {}
+    written: set[str] = set()
     for row in source.rows("image.bytes", "more_images"):
-        for image in (row["image"], *(row.get("more_images") or ())):
-            if image is None:
+        for image, name in zip(images_of_row(row), source.file_names(row), strict=True):
+            # Many conversations may be about one picture.
+            if name in written:
                 continue
-            content, path, name = image["bytes"], image["path"], source.file_name({**row, "image": image})
+            content = image["bytes"]
             if content is None:
-                if places.setdefault(name, path) != path:
-                    raise UserError(
-                        f"Two linked images are called {name} ({places[name]} and {path}): export with --no-images, or "
-                        "prepare the set with copies of its images."
-                    )
                 try:
-                    content = read_image(path)
+                    content = read_image(image["path"])
                 except ImageError as error:
                     raise UserError(f"The image of {row['key']} cannot be read ({error}): mend its place.") from error
             folder.write(f"images/{name}", content)
-            count += 1
-    return count
+            written.add(name)
+    return len(written)
