@@ -1,5 +1,6 @@
 """What exports share: a set read several times in few columns, and files written entry by entry."""
 
+import hashlib
 import json
 import pickle
 import posixpath
@@ -10,7 +11,6 @@ from typing import Any
 
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.read import iterate_rows
-from pipelines.dedup.hashes import content_hash
 from pipelines.exports.names import Names, safe_name
 from pipelines.io.storage import Folder, HashingFile
 
@@ -67,7 +67,7 @@ class ExportedSet:
             for place, image in enumerate(images_of_row(row)):
                 wanted = self._wanted(row, image)
                 if image.get("bytes") is not None:
-                    content = content_hash(image["bytes"])
+                    content = hashlib.sha256(image["bytes"]).hexdigest()
                 else:
                     # Sets from before there were hashes: every row's picture passes for another one.
                     content = (row.get("sha256") or row["key"]) if copies else ""
