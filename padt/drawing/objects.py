@@ -5,12 +5,14 @@ Small images are scaled up before anything is drawn, and lines and letters grow 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from padt.data import rle
 from padt.drawing.text import INK, PAPER, font_of, height_of, shortened, wrapped
 
 Colour = tuple[int, int, int]
@@ -33,6 +35,8 @@ PALETTE: tuple[Colour, ...] = (
 _LEAST_SIDE = 960
 _MOST_FACTOR = 8
 _CROWD = 12
+# With more, tags would hide the picture and each other, and finding places for them takes its time squared.
+_MOST_TAGS = 100
 _WHITE = (255, 255, 255)
 _BLACK = (0, 0, 0)
 
@@ -45,7 +49,7 @@ class DrawnObject:
         label: class name or sentence; an empty one gets no tag.
         score: confidence in [0, 1], or None.
         box: ``xyxy`` in pixels of the image, or None.
-        mask: ``(height, width)`` bool of the image's size, or None.
+        mask: ``(height, width)`` bool of the image's size, or its COCO run lengths, or None.
         patches: patches to tint (the foreground), row-major indices in the grid.
         vrts: patches to emphasise (those that a model named), row-major indices in the grid.
     """
@@ -53,7 +57,7 @@ class DrawnObject:
     label: str
     score: float | None = None
     box: tuple[float, float, float, float] | None = None
-    mask: np.ndarray | None = None
+    mask: np.ndarray | Mapping[str, Any] | None = None
     patches: tuple[int, ...] = ()
     vrts: tuple[int, ...] = ()
 
@@ -69,7 +73,7 @@ def draw_objects(
 
     Args:
         image: upright RGB image.
-        objects: what to draw; the first object has the palette's first colour.
+        objects: what to draw; the first object has the palette's first colour. More than a hundred get no tags.
         grid: rows and columns of patches ``(grid_h, grid_w)``; draws the grid, and is needed for patches and VRTs.
         caption: text below the picture; its lines are kept and long ones wrapped.
         enlarge: scale small images up, so that lines and letters find room.
@@ -85,7 +89,7 @@ def draw_objects(
     order = sorted(range(len(objects)), key=lambda number: -_extent(objects[number]))
     pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC) if factor != 1 else image).astype(np.float32)
     for number in order:
-        _tint_mask(pixels, objects[number].mask, colour_of(number), style)
+        _tint_mask(pixels, _decoded(objects[number].mask), colour_of(number), style)
     cells = _Cells(grid, size) if grid is not None else None
     if cells is not None:
         _draw_grid(pixels, cells)
@@ -98,7 +102,8 @@ def draw_objects(
     if cells is not None:
         for number in order:
             _mark_vrts(pen, objects[number].vrts, cells, colour_of(number), style)
-    _draw_tags(pen, objects, factor, size, cells, style)
+    if len(objects) <= _MOST_TAGS:
+        _draw_tags(pen, objects, factor, size, cells, style)
     return canvas if not caption else _with_caption(canvas, caption, style)
 
 
@@ -188,7 +193,13 @@ def _extent(item: DrawnObject) -> float:
     """Area of an object as far as it is known, to draw large ones first."""
     if item.box is not None:
         return (item.box[2] - item.box[0]) * (item.box[3] - item.box[1])
-    return float(item.mask.sum()) if item.mask is not None else float(len(item.patches))
+    mask = _decoded(item.mask)
+    return float(mask.sum()) if mask is not None else float(len(item.patches))
+
+
+def _decoded(mask: np.ndarray | Mapping[str, Any] | None) -> np.ndarray | None:
+    # Decoded one by one: thousands of masks of a large picture do not fit the memory together.
+    return rle.decode(mask) if isinstance(mask, Mapping) else mask
 
 
 def _tint_mask(pixels: np.ndarray, mask: np.ndarray | None, colour: Colour, style: _Style) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from padt.data import rle
 from padt.data.image import open_image
 from padt.data.patches import unpack_patches
 from padt.drawing.objects import DrawnObject, contact_sheet, draw_objects
@@ -36,7 +35,7 @@ def draw_row(row: Mapping[str, Any], most_lines: int = 6) -> Image.Image:
         DrawnObject(
             label=f"{number} {item['label']}" + (" (crowd)" if item["iscrowd"] else ""),
             box=_in_pixels(item["box"], row["width"], row["height"]),
-            mask=rle.decode(item["rle"]) if item["rle"] is not None else None,
+            mask=item["rle"],
             patches=tuple(np.flatnonzero(unpack_patches(item["patches"], cells)).tolist()),
         )
         for number, item in enumerate(row["objects"])

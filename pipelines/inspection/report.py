@@ -22,19 +22,24 @@ REPORT_NAME = "report.html"
 _PICTURES = 8
 _PICTURE_WIDTH = 720
 _BAR_WIDTH = 140
+_LONG = 24
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }
 body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
-h1 { margin-bottom: 0 } h2 { margin: 2rem 0 .3rem; font-size: 1.15rem }
-table { border-collapse: collapse }
-th, td { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top; overflow-wrap: anywhere }
+h1 { margin-bottom: 0; overflow-wrap: anywhere } h2 { margin: 2rem 0 .3rem; font-size: 1.15rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; min-width: min(100%, 30rem) }
+th, td { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top; overflow-wrap: break-word }
 th { font-weight: 600; border-bottom: 1px solid #8886 }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td.long { min-width: 11rem; max-width: 40rem; overflow-wrap: anywhere }
+.n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
 .bar { background: #2a7fd4; height: .7rem; display: inline-block; border-radius: 2px }
-.flow { display: flex; flex-wrap: wrap; gap: 0 3rem } code { overflow-wrap: anywhere }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1.2rem }
-figure { margin: 0 } img { width: 100% } p { margin: .3rem 0 } .quiet { opacity: .7 }
-.alarm { border-left: .4rem solid #d4402a; background: #d4402a22; padding: .5rem .8rem; overflow-wrap: anywhere }
+.flow { columns: 22rem; column-gap: 3rem } .flow h2 { break-after: avoid } .flow tr { break-inside: avoid }
+.flow table { min-width: 0 } .flow .wide { overflow: visible }
+.sheet { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1.2rem }
+figure { margin: 0; max-width: 44rem } img { width: 100% } figcaption, code, p { overflow-wrap: anywhere }
+p { margin: .3rem 0 } .quiet { opacity: .7 }
+@media (max-width: 40rem) { th, td { padding-right: .5rem; font-size: .85rem } td.long { min-width: 8rem } }
+.alarm { border-left: .4rem solid #d4402a; background: #d4402a22; padding: .5rem .8rem }
 """
 
 
@@ -89,11 +94,13 @@ def _section(section: Section) -> str:
     if not section.rows:
         return f"{title}<p class=quiet>None.</p>{note}"
     numeric = [isinstance(value, int) for value in section.rows[0]]
-    head = "".join(f"<th{_right(right)}>{_text(name)}" for name, right in zip(section.columns, numeric, strict=True))
+    head = "".join(
+        f"<th{' class=n' if right else ''}>{_text(name)}" for name, right in zip(section.columns, numeric, strict=True)
+    )
     peak = max((_number(row) for row in section.rows), default=1) if section.bars else 1
     body = "".join(
         "<tr>"
-        + "".join(f"<td{_right(isinstance(value, int))}>{_text(value)}" for value in row)
+        + "".join(f"<td{_class(value)}>{_text(value)}" for value in row)
         + (
             f"<td><span class=bar style='width:{_BAR_WIDTH * _number(row) / peak:.0f}px'></span>"
             if section.bars
@@ -101,11 +108,12 @@ def _section(section: Section) -> str:
         )
         for row in section.rows
     )
-    return f"{title}<table><tr>{head}</tr>{body}</table>{note}"
+    return f"{title}<div class=wide><table><tr>{head}</tr>{body}</table></div>{note}"
 
 
-def _right(right: bool) -> str:
-    return " class=n" if right else ""
+def _class(value: object) -> str:
+    """Numbers stand right; long texts are broken anywhere, short ones keep their words whole."""
+    return " class=n" if isinstance(value, int) else " class=long" if len(str(value)) > _LONG else ""
 
 
 def _number(row: tuple[object, ...]) -> int:

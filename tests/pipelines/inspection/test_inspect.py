@@ -200,3 +200,16 @@ def test_the_toy_set_takes_the_road_of_real_data(tmp_path):
             (place,) = item["objects"]
             named = [name for name in sets.train.class_names if name.split()[0] in item["text"].split()]
             assert named in ([], [row["objects"][place]["label"]])
+
+
+def test_the_report_keeps_short_cells_whole_and_lets_wide_tables_scroll(tmp_path):
+    """On a phone the first column was one letter wide: a cell that may break anywhere has no least width."""
+    folder = write_coco(tmp_path / "raw", 2)
+    (folder / "images" / "0002.jpg").write_bytes(b"broken")
+    prepare_here(options_for(folder, tmp_path / "set"))
+    page = (tmp_path / "set" / "report.html").read_text()
+    cells = re.findall(r"<td( class=long)?>([^<]*)", page)
+    assert cells and all(bool(long) == (len(text) > 24) for long, text in cells if "&" not in text)
+    assert not re.search(r"(^|[ ,])td[^{.]*\{[^}]*anywhere", page) and page.count("<table>") == page.count(
+        "<div class=wide>"
+    )
