@@ -90,12 +90,12 @@ def is_remote(reference: str) -> bool:
 
 
 def fetched(reference: str) -> str:
-    """A local folder in the place of a URL, fetched if need be; any other reference as it is.
+    """A local folder in the place of a URL or Hub repository, fetched if need be; any other reference as it is.
 
     Raises:
         UserError: see :func:`find_model`.
     """
-    return resolve_model(reference) if is_remote(reference) else reference
+    return resolve_model(reference) if is_remote(reference) or is_hub_id(reference) else reference
 
 
 def parse_reference(text: str) -> tuple[str, str]:

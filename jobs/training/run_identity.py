@@ -10,6 +10,7 @@ from jobs.common.config_tree import differences, flatten
 from jobs.common.model_reference import fetched, fingerprint, listing
 from jobs.training.config import TrainConfig
 from padt.errors import UserError
+from padt.pretrained.hub import is_hub_id
 from pipelines.dataset.manifest import open_set
 from pipelines.io.storage import Folder
 
@@ -38,7 +39,7 @@ class RunIdentity:
         before: Mapping[str, Any] = saved.options if saved else {}
         options = flatten(config.shaping_options())
         files = ""
-        if Folder(config.model).exists("config.json"):
+        if is_hub_id(config.model) or Folder(config.model).exists("config.json"):
             model = Path(fetched(config.model))
             files = listing(model)
             same = saved is not None and saved.model_files == files

@@ -18,6 +18,7 @@ from jobs.training.contamination import overlap_tags, warn_of_overlap
 from jobs.training.metrics_log import Courier, Mailbox, Record, RunLog
 from jobs.training.run_identity import RunIdentity
 from padt.errors import UserError
+from padt.pretrained.hub import is_hub_id
 from pipelines.io.reading import is_local
 from pipelines.io.storage import Folder
 from pipelines.loader.plan import Plan, make_plan
@@ -113,7 +114,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 def _model(reference: str, absolute: Callable[[str], str]) -> str:
     if reference.startswith("models:"):
         return resolve_model(reference)
-    return reference if is_remote(reference) else absolute(reference)
+    return reference if is_remote(reference) or is_hub_id(reference) else absolute(reference)
 
 
 def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:

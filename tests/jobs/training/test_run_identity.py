@@ -9,7 +9,7 @@ import pytest
 from jobs.common.config_tree import build_config
 from jobs.training.config import TrainConfig
 from jobs.training.run_identity import RunIdentity
-from jobs.training.train import run_train
+from jobs.training.train import prepare_job, run_train, with_absolute_paths
 from padt.errors import UserError
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.mini_set import write_mini_set
@@ -82,3 +82,17 @@ def test_a_mistyped_part_is_refused_before_the_folder_is_claimed(world, tmp_path
     with pytest.raises(UserError, match="did you mean vision"):
         run_train(config(world, tmp_path / "run", override))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_the_hub_stays_one_unless_such_a_folder_is_there(world, tmp_path, monkeypatch):
+    # As a local path it would be "not a model folder", on every machine.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jobs.common.model_reference.hub_folder", lambda name: Path(world["model"]))
+    of_hub = with_absolute_paths(config(world, model="someone/tiny"))
+    assert of_hub.model == "someone/tiny"
+    assert prepare_job(of_hub)[1] == 1
+    same = saved(RunIdentity.of(config(world)))
+    RunIdentity.of(of_hub).check_same(same, "it", "fix")
+    shutil.copytree(world["model"], tmp_path / "someone" / "tiny")
+    local = with_absolute_paths(config(world, model="someone/tiny"))
+    assert local.model == str(tmp_path / "someone" / "tiny")
