@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from jobs.common.model_reference import fetched
 from jobs.training import checkpoint
 from jobs.training.config import TrainConfig
 from jobs.training.deepspeed_engine import build_engine
-from jobs.training.meter import Meter, added_over_ranks, mean_losses
+from jobs.training.meter import Meter, added_over_ranks, batch_counts, mean_losses, step_counts
 from jobs.training.metrics_log import Record
 from jobs.training.optimizer import learning_rate, set_learning_rate
 from jobs.training.trainable import prepare_for_training, training_dtype
+from padt.data.collate import Batch
 from padt.errors import UserError
-from padt.model.losses import LOSS_TERMS
+from padt.model.losses import LOSS_TERMS, LossCounts
 from pipelines.io.storage import Folder
 from pipelines.loader.plan import Plan
 from pipelines.loader.reader import TrainingReader
@@ -114,7 +116,8 @@ def open_reader(job: TrainJob, rank: int, step: int) -> TrainingReader:
         config.task,
         start=step * config.gradient_accumulation_steps,
         stop=job.total_steps * config.gradient_accumulation_steps,
-        options=config.reader,
+        # A step takes all of its batches at once.
+        options=replace(config.reader, prefetch=max(config.reader.prefetch, config.gradient_accumulation_steps)),
     )
 
 
@@ -192,11 +195,13 @@ class Session:
         config, total = self.job.config, self.job.total_steps
         meter = Meter()
         wait = 0.0
-        for number, batch in reader:
-            boundary = (number + 1) % config.gradient_accumulation_steps == 0
-            self._train_batch(number, batch, boundary, meter)
-            if not boundary:
-                continue
+        # A whole step's batches first: its losses are divided by the counts of all of them.
+        read = iter(reader)
+        while batches := list(islice(read, config.gradient_accumulation_steps)):
+            counts = step_counts([batch for _, batch in batches], self.engine.device, self.job.plan.world_size)
+            for number, batch in batches:
+                self._train_batch(number, batch, counts, meter)
+            self.samples += counts.samples
             self.step += 1
             if self.step % config.log_every == 0 or self.step == total:
                 self._log(meter, reader.wait_seconds - wait)
@@ -205,11 +210,12 @@ class Session:
                 self._checkpoint(report)
         reader.close()
 
-    def _train_batch(self, number: int, batch: Any, boundary: bool, meter: Meter) -> None:
-        samples, tokens = len(batch.keys), int(batch.attention_mask.sum())
+    def _train_batch(self, number: int, batch: Batch, counts: LossCounts, meter: Meter) -> None:
+        tokens = int(batch.attention_mask.sum())
         output = self.engine(
             batch=batch.to(self.engine.device),
             loss=self.settings,
+            counts=counts,
             prototypes_to_decoder=self.step < self.job.warm_steps,
         )
         total = output.total.detach().float()
@@ -219,22 +225,16 @@ class Session:
                 f"The loss of step {self.step + 1} is {total.item()} on rank {self.rank} ({parts}; batch {number}, "
                 f"keys {', '.join(batch.keys)}): lower optimizer.lr, or look at these rows with `padt inspect`."
             )
-        self.engine.backward(output.total * batch.weight)
-        if boundary:
+        # DeepSpeed averages over ranks and batches of the step; the total is scaled for that.
+        self.engine.backward(output.total)
+        if self.engine.is_gradient_accumulation_boundary():
             rate = learning_rate(self.step, self.job.total_steps, self.job.config.optimizer)
             set_learning_rate(self.engine.optimizer, rate, self.scales)
             self._norm_before_step()
         self.engine.step()
-        # With batches of unequal size the weight tells how this one compares with the step's mean.
-        self.samples += round(samples * self.job.plan.world_size / batch.weight)
-        meter.add(
-            total,
-            output.parts,
-            weight=batch.weight,
-            samples=samples,
-            tokens=tokens,
-            objects=len(batch.objects.counts),
-        )
+        own = batch_counts(batch)
+        divisors = own if self.settings.average == "rank" else counts
+        meter.add(total, output.parts, own=own, divisors=divisors, tokens=tokens)
 
     def _norm_before_step(self) -> None:
         """Without ZeRO DeepSpeed clips but does not tell the norm; with it the engine knows after the step."""

@@ -1,13 +1,14 @@
 """Metrics between two records of a run: one rank's sums, added up over all ranks, made into means."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.distributed as dist
 
-from padt.model.losses import LOSS_TERMS
+from padt.data.collate import Batch
+from padt.model.losses import LOSS_TERMS, LossCounts
 
 
 def loss_metric(name: str) -> str:
@@ -24,6 +25,7 @@ class Meter:
     samples: int = 0
     tokens: int = 0
     objects: int = 0
+    masks: int = 0
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(
@@ -31,42 +33,59 @@ class Meter:
         total: torch.Tensor,
         parts: Mapping[str, torch.Tensor],
         *,
-        weight: float,
-        samples: int,
+        own: LossCounts,
+        divisors: LossCounts,
         tokens: int,
-        objects: int,
     ) -> None:
         """Count one batch; losses stay on their device.
 
         Args:
             total: the loss that is differentiated, a scalar.
             parts: detached terms, scalars.
-            weight: of the batch beside others of its step; means over objects count by their number.
-            samples: in the batch.
+            own: samples, objects and masks in the batch.
+            divisors: what sums over these were divided by.
             tokens: in the batch.
-            objects: in the batch.
         """
         self.batches += 1
-        self.samples += samples
+        self.samples += own.samples
         self.tokens += tokens
-        self.objects += objects
-        values = {"train/loss": total * weight}
+        self.objects += own.objects
+        self.masks += own.masks
+        values = {"train/loss": total}
         for name, term in LOSS_TERMS.items():
-            values[loss_metric(name)] = parts[name].detach().float() * (
-                weight if term.mean_over == "samples" else objects
-            )
+            values[loss_metric(name)] = parts[name].detach().float() * getattr(divisors, term.mean_over)
         for name, value in values.items():
             self.losses[name] = self.losses[name] + value if name in self.losses else value
 
     def sums(self, wait_share: float) -> dict[str, torch.Tensor]:
         """What the ranks add up by name, fp32 scalars: losses, counts, and the share of time spent waiting for data."""
         device = next(iter(self.losses.values())).device
-        counts = {"batches": self.batches, "objects": self.objects, "samples": self.samples, "tokens": self.tokens}
-        numbers = {**counts, "wait_share": wait_share}
+        names = ("batches", "samples", "objects", "masks", "tokens")
+        numbers = {**{name: getattr(self, name) for name in names}, "wait_share": wait_share}
         return {
             **{name: value.float() for name, value in self.losses.items()},
             **{name: torch.tensor(float(value), device=device) for name, value in numbers.items()},
         }
+
+
+def batch_counts(batch: Batch) -> LossCounts:
+    """Samples, objects and masks of one batch."""
+    objects = batch.objects
+    return LossCounts(len(batch.keys), len(objects.counts), sum(mask is not None for mask in objects.masks))
+
+
+def step_counts(batches: Sequence[Batch], device: torch.device, world_size: int) -> LossCounts:
+    """Samples, objects and masks of an optimiser step on all ranks, which must call this together (one collective).
+
+    Args:
+        batches: of this rank.
+        device: that the collective runs on.
+        world_size: number of ranks.
+    """
+    counts = [batch_counts(batch) for batch in batches]
+    own = {each.name: sum(getattr(one, each.name) for one in counts) for each in fields(LossCounts)}
+    whole = added_over_ranks({name: torch.tensor(float(n), device=device) for name, n in own.items()}, world_size)
+    return LossCounts(**{name: int(number) for name, number in whole.items()})
 
 
 def added_over_ranks(sums: Mapping[str, torch.Tensor], world_size: int) -> dict[str, float]:
@@ -85,6 +104,6 @@ def mean_losses(sums: Mapping[str, float]) -> dict[str, float]:
     """
     means = {"train/loss": sums["train/loss"] / sums["batches"]}
     for name, term in LOSS_TERMS.items():
-        if count := sums["batches" if term.mean_over == "samples" else "objects"]:
+        if count := sums[term.mean_over]:
             means[loss_metric(name)] = sums[loss_metric(name)] / count
     return means

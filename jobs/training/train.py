@@ -137,7 +137,6 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
         policy=processor.policy,
         window=config.data.window,
         last=config.data.last,
-        accumulation=config.gradient_accumulation_steps,
         batching=config.data.batching,
         augment=config.data.augment,
         measure=processor,

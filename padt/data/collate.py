@@ -133,7 +133,6 @@ class Batch:
         supervised: rows that the head is asked; those of a sample without an answer are all padding.
         foreground: bool ``(objects, max_patches)``, patches of the object's own sample.
         objects: the decoder's targets.
-        weight: factor of the loss; with it the mean over a step's ranks and batches is the mean over its samples.
     """
 
     keys: list[str]
@@ -147,7 +146,6 @@ class Batch:
     supervised: SupervisedRows
     foreground: Tensor
     objects: ObjectTargets
-    weight: float = 1.0
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -206,7 +204,7 @@ def _resize_rows(values: np.ndarray, size: int) -> np.ndarray:
     return values[first] * (1 - weight) + values[second] * weight
 
 
-def collate(samples: Sequence[EncodedSample], pad_token_id: int, weight: float = 1.0) -> Batch:
+def collate(samples: Sequence[EncodedSample], pad_token_id: int) -> Batch:
     """Pad and pack samples into a batch.
 
     A batch without any image gets one black image of one patch, which no position refers to: every rank of a
@@ -239,7 +237,6 @@ def collate(samples: Sequence[EncodedSample], pad_token_id: int, weight: float =
         supervised=_supervised_rows(samples),
         foreground=_foreground(samples, max(1, *patch_counts)),
         objects=_objects(samples, patch_counts),
-        weight=weight,
     )
 
 

@@ -22,7 +22,7 @@ from padt.data.processor import PaDTProcessor
 from padt.errors import UserError
 from padt.model.decoder import ObjectDecoder, initialize_part
 from padt.model.head import DynamicVocabularyHead
-from padt.model.losses import LossInputs, LossSettings, total_loss
+from padt.model.losses import LossCounts, LossInputs, LossSettings, total_loss
 from padt.model.outputs import PaDTOutput, StateRecorder
 from padt.model.vision import ImageFeatures, encode_images, pad_images
 from padt.pretrained.config import PaDTConfig, VLDecoderConfig
@@ -142,6 +142,7 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         logits_to_keep: int | Tensor = 0,
         batch: Batch | None = None,
         loss: LossSettings | None = None,
+        counts: LossCounts | None = None,
         prototypes_to_decoder: bool = False,
         **kwargs,
     ) -> PaDTOutput:
@@ -165,18 +166,20 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             logits_to_keep: positions from the end (or indices) for which logits are computed; 0 = all.
             batch: training: everything at once; returns ``total`` and ``parts``.
             loss: training: which losses.
+            counts: training: samples, objects and masks of the optimiser step that the batch is a part of; None: the
+                batch is the whole of it.
             prototypes_to_decoder: training: the decoder gets the prototypes of the VRTs in place of states (warm-up).
             **kwargs: passed to the language model.
         """
         if batch is not None:
-            return self._training_forward(batch, loss or LossSettings(), prototypes_to_decoder)
+            return self._training_forward(batch, loss or LossSettings(), counts, prototypes_to_decoder)
         merged = None
         if prototypes is None and input_ids is not None:
             merged = self._merged(pixel_values, image_grid_thw, mm_encoder_outputs)
             if merged is not None:
-                counts = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
-                _check_placeholders(counts, len(merged), past_key_values)
-                prototypes, prototype_mask = pad_images(self.prototypes_of(merged), counts)
+                patches = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
+                _check_placeholders(patches, len(merged), past_key_values)
+                prototypes, prototype_mask = pad_images(self.prototypes_of(merged), patches)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("Give input_ids or inputs_embeds.")
@@ -264,14 +267,16 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     # ------------------------------------------------------------------ training
 
-    def _training_forward(self, batch: Batch, settings: LossSettings, prototypes_to_decoder: bool) -> PaDTOutput:
+    def _training_forward(
+        self, batch: Batch, settings: LossSettings, counts: LossCounts | None, prototypes_to_decoder: bool
+    ) -> PaDTOutput:
         # The same module calls in the same order on every rank, whatever the data: vision, f_vp, language model,
         # head and decoder once each. What a batch lacks is replaced by a dummy, added times zero.
         features = self.image_features(normalize_pixels(batch.pixels), batch.grid_thw)
         table = self.prototypes_of(features.merged)
         has_images = sum(batch.patch_counts) > 0
-        counts = batch.patch_counts if has_images else [len(table)] + [0] * (len(batch.keys) - 1)
-        prototypes, prototype_mask = pad_images(table, counts)
+        patch_counts = batch.patch_counts if has_images else [len(table)] + [0] * (len(batch.keys) - 1)
+        prototypes, prototype_mask = pad_images(table, patch_counts)
         if not has_images:
             prototype_mask = torch.zeros_like(prototype_mask)
         embeddings = self.embed(batch.input_ids, features.merged if has_images else None, prototypes)
@@ -305,6 +310,7 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             masks=masks[:count],
             true_boxes=objects.boxes.bfloat16() if settings.box_targets == "bfloat16" else objects.boxes,
             true_masks=objects.masks,
+            counts=counts,
         )
         total, parts = total_loss(inputs, settings, anchor)
         unused = prototypes.sum() * 0.0 if not has_images else 0.0

@@ -33,7 +33,6 @@ class Plan:
         batch_size: samples of one rank in one batch; with ``batching`` the most of them.
         world_size: number of ranks.
         window, last: see ``pipelines.loader.shuffle.epoch_batches``.
-        accumulation: batches of one optimiser step.
         batching: budget of a batch of samples of similar length, or None for batches of ``batch_size`` samples.
         lengths: of each set's samples, where there is a budget.
         augment: views that are drawn of pictures.
@@ -46,7 +45,6 @@ class Plan:
     world_size: int
     window: int = 32
     last: LastBatch = "fill"
-    accumulation: int = 1
     batching: Batching | None = None
     lengths: tuple[SetLengths, ...] = ()
     augment: AugmentOptions | None = None
@@ -193,19 +191,6 @@ class PlanReader:
         samples, batches = self._epoch(epoch)
         return epoch, [self.plan.mixture.ref(samples, int(i)) for i in batches.part(place, rank)]
 
-    def weight(self, number: int, rank: int) -> float:
-        """Factor of the loss of a rank's batch.
-
-        With it the mean over the ranks and batches of an optimiser step is the mean over its samples, however many each
-        batch holds.
-        """
-        plan = self.plan
-        if plan.batching is None:
-            return 1.0
-        first = number - number % plan.accumulation
-        sizes = np.array([self.sizes(first + i) for i in range(plan.accumulation)])
-        return float(sizes[number - first, rank] / sizes.mean())
-
     def sizes(self, number: int) -> np.ndarray:
         """Samples of each rank in global batch ``number``, ``(world_size,)``."""
         epoch, place = self.plan.locate(number)
@@ -239,7 +224,6 @@ def make_plan(
     policy: ResizePolicy,
     window: int = 32,
     last: LastBatch = "fill",
-    accumulation: int = 1,
     batching: Batching | None = None,
     augment: AugmentOptions | None = None,
     measure: Measure | None = None,
@@ -255,7 +239,6 @@ def make_plan(
         policy: resize policy of the model's processor.
         window: batches sorted by size together.
         last: what becomes of the last incomplete batch.
-        accumulation: batches of one optimiser step.
         batching: budget of a batch, in place of a fixed number of samples.
         augment: views that are drawn of pictures.
         measure: the model's processor; needed by ``batching``.
@@ -292,7 +275,6 @@ def make_plan(
         world_size=world_size,
         window=window,
         last=last,
-        accumulation=accumulation,
         batching=batching,
         lengths=lengths,
         augment=augment,

@@ -137,10 +137,6 @@ class SampleSource:
             Drawer(plan, number, replace(task, class_names=index.class_names)) for number, index in enumerate(indices)
         ]
 
-    def weight(self, number: int, rank: int) -> float:
-        """Factor of the loss of one rank's part of global batch ``number``."""
-        return self._view.weight(number, rank)
-
     def batch(self, number: int, rank: int) -> list[Any]:
         """Encoded samples of one rank in global batch ``number``.
 
@@ -177,16 +173,15 @@ class EncodeBatches:
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
         """Batch numbers ``item``, ``(batches,)`` -> one row of ``_BLOCK`` for each sample of the batches."""
-        rows: list[tuple[int, int, float, bytes, str | None]] = []
+        rows: list[tuple[int, int, bytes, str | None]] = []
         for number in block["item"].tolist():
             try:
                 batch = self._source.batch(number, self._rank)
             except UserError as error:
                 # As data, not as an exception: Ray Data would retry it, and hand on no more than its text.
-                rows.append((number, self._padding, 1.0, b"", str(error)))
+                rows.append((number, self._padding, b"", str(error)))
                 break
-            weight = self._source.weight(number, self._rank)
-            rows.extend((number, self._padding, weight, sample.to_bytes(), None) for sample in batch)
+            rows.extend((number, self._padding, sample.to_bytes(), None) for sample in batch)
         columns = [list(column) for column in zip(*rows, strict=True)]
         return pa.table(columns, schema=_BLOCK)
 
@@ -195,7 +190,6 @@ _BLOCK = pa.schema(
     [
         ("batch", pa.int64()),
         ("padding", pa.int64()),
-        ("weight", pa.float64()),
         ("sample", pa.large_binary()),
         ("error", pa.string()),
     ]
@@ -204,11 +198,10 @@ _BLOCK = pa.schema(
 
 @dataclass(frozen=True)
 class _Uncollated:
-    """One batch on its way: its number, the padding token, the factor of its loss, and its samples."""
+    """One batch on its way: its number, the padding token, and its samples."""
 
     number: int
     padding: int
-    weight: float
     samples: list[EncodedSample]
 
 
@@ -284,7 +277,7 @@ class TrainingReader:
     def _produce(self, batches: Iterator[_Uncollated]) -> None:
         try:
             for entry in batches:
-                if not self._put((entry.number, collate(entry.samples, entry.padding, entry.weight))):
+                if not self._put((entry.number, collate(entry.samples, entry.padding))):
                     return
             self._put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
@@ -308,8 +301,7 @@ class TrainingReader:
     def _in_process(self, opened: tuple[SampleSource, int]) -> Iterator[_Uncollated]:
         source, padding = opened
         for number in range(self._first, self._stop):
-            weight = source.weight(number, self._rank)
-            yield _Uncollated(number, padding, weight, source.batch(number, self._rank))
+            yield _Uncollated(number, padding, source.batch(number, self._rank))
 
     def _with_ray(self) -> Iterator[_Uncollated]:
         import ray
@@ -335,8 +327,7 @@ class TrainingReader:
             for first, last in zip(edges[:-1], edges[1:], strict=True):
                 # Views into the block's shared memory, not copies.
                 samples = [EncodedSample.from_bytes(column[i].as_buffer()) for i in range(first, last)]
-                padding, weight = (block[name][first].as_py() for name in ("padding", "weight"))
-                yield _Uncollated(int(numbers[first]), padding, weight, samples)
+                yield _Uncollated(int(numbers[first]), block["padding"][first].as_py(), samples)
 
     def _dataset(self, plan: Any, start: int, stop: int) -> Any:
         import ray

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from jobs.training.meter import Meter, added_over_ranks, mean_losses
+from jobs.training.meter import Meter, added_over_ranks, batch_counts, mean_losses
 from jobs.training.metrics_log import Record, RunLog
-from padt.model.losses import LOSS_TERMS, LossTerm
+from padt.model.losses import LOSS_TERMS, LossCounts, LossTerm
 
 OBJECT_TERMS = ("box", "mask", "score")
 
@@ -14,8 +14,9 @@ def parts(token, of_objects):
     return {"token": torch.tensor(token), **dict.fromkeys(OBJECT_TERMS, torch.tensor(of_objects)), "giou": 0.5}
 
 
-def add(meter, total, token, of_objects, objects, tokens=10, weight=1.0):
-    meter.add(torch.tensor(total), parts(token, of_objects), weight=weight, samples=2, tokens=tokens, objects=objects)
+def add(meter, total, token, of_objects, objects, tokens=10, divisors=None):
+    own = LossCounts(2, objects, objects)
+    meter.add(torch.tensor(total), parts(token, of_objects), own=own, divisors=divisors or own, tokens=tokens)
 
 
 def over_ranks(*meters):
@@ -39,11 +40,13 @@ def test_batches_without_objects_do_not_lower_the_losses_of_objects():
     assert sums["wait_share"] == pytest.approx(0.6)
 
 
-def test_a_batch_s_weight_counts_where_the_mean_is_over_samples():
-    meter = Meter()
-    add(meter, 1.0, 4.0, 3.0, objects=2, weight=0.5)
-    means = mean_losses(over_ranks(meter))
-    assert (means["train/loss"], means["train/loss_token"], means["train/loss_box"]) == (0.5, 2.0, 3.0)
+def test_shares_of_a_step_s_means_add_up():
+    one, other = Meter(), Meter()
+    step = LossCounts(samples=4, objects=6, masks=6, batches=2)
+    add(one, 1.5, 0.5, 0.25, objects=2, divisors=step)
+    add(other, 2.5, 1.0, 1.0, objects=4, divisors=step)
+    means = mean_losses(over_ranks(one, other))
+    assert (means["train/loss"], means["train/loss_token"], means["train/loss_box"]) == (2.0, 1.5, 1.25)
 
 
 def test_a_record_of_conversations_alone_leaves_objects_out():
@@ -64,7 +67,8 @@ def test_a_new_term_of_the_loss_shows_up_without_another_edit(monkeypatch, tmp_p
     four = sum(output.parts[name] for name in ("token", *OBJECT_TERMS))
     torch.testing.assert_close(output.total.detach(), four + 0.5 * output.parts["sizes"])
     meter = Meter()
-    meter.add(output.total.detach(), output.parts, weight=1.0, samples=1, tokens=1, objects=len(batch.objects.counts))
+    own = batch_counts(batch)
+    meter.add(output.total.detach(), output.parts, own=own, divisors=own, tokens=1)
     metrics = mean_losses(over_ranks(meter))
     assert metrics["train/loss_sizes"] == pytest.approx(float(output.parts["sizes"]))
     caplog.set_level("INFO")

@@ -1,6 +1,7 @@
 """Losses on numbers that can be worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from padt.data.collate import SupervisedRows
 from padt.errors import UserError
 from padt.model.head import DynamicVocabularyHead
 from padt.model.losses import (
+    LossCounts,
+    LossInputs,
     LossSettings,
     box_iou,
     box_losses,
@@ -16,6 +19,7 @@ from padt.model.losses import (
     mask_losses,
     score_loss,
     token_loss,
+    total_loss,
     xyxy_to_cxcywh,
 )
 
@@ -77,6 +81,45 @@ def test_masks_count_only_objects_that_have_one():
     alone = mask_losses(logits[1:], [target])
     torch.testing.assert_close(both["mask"], alone["mask"])
     assert mask_losses(logits, [None, None])["mask"].item() == 0
+
+
+def loss_inputs(samples, objects, masked):
+    """Random outputs and targets; the first ``masked`` objects have a mask."""
+    corners = torch.rand(objects, 2, 2).sort(dim=1).values.flatten(1)
+    masks = [torch.rand(4, 4) > 0.5 if number < masked else None for number in range(objects)]
+    decoded = torch.rand(objects, 4), torch.randn(objects), [torch.randn(4, 4) for _ in range(objects)]
+    return LossInputs(torch.rand(samples, 3), torch.ones(samples, 3, dtype=torch.bool), *decoded, corners, masks)
+
+
+def joined(*parts):
+    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("nll", "valid", "boxes", "scores")}
+    lists = {name: sum((getattr(part, name) for part in parts), []) for name in ("masks", "true_masks")}
+    return LossInputs(**tensors, **lists, true_boxes=torch.cat([part.true_boxes for part in parts]))
+
+
+def test_parts_of_a_step_have_the_step_s_loss_however_it_is_cut():
+    # Means of each rank's own objects made the gradient depend on how many GPUs a run has.
+    torch.manual_seed(0)
+    parts = [loss_inputs(2, 4, 1), loss_inputs(1, 9, 0), loss_inputs(3, 0, 0), loss_inputs(2, 1, 1)]
+    whole, values = total_loss(joined(*parts), LossSettings(), torch.zeros(()))
+    counts = LossCounts(samples=8, objects=14, masks=2, batches=4)
+    cut = [total_loss(replace(part, counts=counts), LossSettings(), torch.zeros(())) for part in parts]
+    torch.testing.assert_close(sum(total for total, _ in cut) / 4, whole)
+    for name, value in values.items():
+        torch.testing.assert_close(sum(part[name] for _, part in cut), value)
+
+
+def test_averages_of_ranks_are_the_released_ones():
+    torch.manual_seed(0)
+    parts = [loss_inputs(2, 4, 1), loss_inputs(2, 9, 9)]
+    counts, settings = LossCounts(samples=4, objects=13, masks=10, batches=2), LossSettings(average="rank")
+    for part in parts:
+        alone, _ = total_loss(part, LossSettings(), torch.zeros(()))
+        torch.testing.assert_close(total_loss(replace(part, counts=counts), settings, torch.zeros(()))[0], alone)
+    # Batches of unlike size count by their samples.
+    counts = LossCounts(samples=8, objects=13, masks=10, batches=2)
+    half, _ = total_loss(replace(parts[0], counts=counts), settings, torch.zeros(()))
+    torch.testing.assert_close(half, total_loss(parts[0], settings, torch.zeros(()))[0] / 2)
 
 
 def head_case():

@@ -50,7 +50,7 @@ def mixed(sets):
 
 
 def plan_of(specs, processor, **options):
-    chosen = {"batch_size": 16, "world_size": 2, "accumulation": 2, "batching": BUDGET, "measure": processor, **options}
+    chosen = {"batch_size": 16, "world_size": 2, "batching": BUDGET, "measure": processor, **options}
     return make_plan(specs, seed=7, policy=ResizePolicy(), **chosen)
 
 
@@ -97,7 +97,7 @@ def test_a_run_with_everything_goes_on_with_the_very_next_batches(sets, model, p
     whole = read(0)
     for start in (3, plan.batches_per_epoch - 1, plan.batches_per_epoch + 1):
         for (number, batch), (other_number, other) in zip(whole[start:], read(start), strict=True):
-            assert number == other_number and batch.keys == other.keys and batch.weight == other.weight
+            assert number == other_number and batch.keys == other.keys
             assert np.array_equal(batch.input_ids, other.input_ids) and np.array_equal(batch.pixels, other.pixels)
             assert np.array_equal(batch.objects.boxes, other.objects.boxes)
 
@@ -110,21 +110,6 @@ def test_epochs_of_unequal_length_are_counted(sets, processor):
     for epoch in range(5):
         first = sum(counts[:epoch])
         assert plan.locate(first) == (epoch, 0) and plan.locate(first + counts[epoch] - 1) == (epoch, counts[epoch] - 1)
-
-
-def test_weights_make_the_mean_over_samples(sets, processor):
-    # Averaging ranks and batches as equals would let a sample in a small batch count several times.
-    plan = plan_of(mixed(sets), processor)
-    view = plan.reader()
-    unequal = 0
-    for step in range(plan.batches_per_epoch // 2):
-        batches = [(2 * step + i, rank) for i in range(2) for rank in range(2)]
-        values = [np.arange(len(view.batch(*batch)[1])) + 10.0 * step + batch[1] for batch in batches]
-        weights = [view.weight(*batch) for batch in batches]
-        unequal += len(set(weights)) > 1
-        mean = np.mean([weight * value.mean() for weight, value in zip(weights, values, strict=True)])
-        assert mean == pytest.approx(np.concatenate(values).mean())
-    assert unequal > 0
 
 
 def test_samples_above_the_budget_are_left_out_and_counted(sets, processor):

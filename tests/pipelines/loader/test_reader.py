@@ -119,7 +119,6 @@ def test_ray_reads_the_same_batches(ray_cluster, mini, model, tmp_path):
         for ray in (False, True)
     )
     assert_equal(expected, got)
-    assert [batch.weight for _, batch in expected] == [batch.weight for _, batch in got]
     # An error in a reading process arrives as what it is.
     row = scene_row(3)
     row["image"]["bytes"] = b"no image"
