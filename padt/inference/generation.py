@@ -1,11 +1,13 @@
 """What the settings of an answer mean to transformers' ``generate``."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from padt.data.processor import PaDTProcessor
 from padt.inference.requests import GenerationSettings
@@ -56,33 +58,60 @@ def end_token_ids(processor: PaDTProcessor) -> list[int]:
     return sorted({processor.end_token_id, processor.pad_token_id})
 
 
+class TokenChoosers:
+    """Makes the choosers of a model's answers."""
+
+    def __init__(self, model: Any) -> None:
+        """Take the model whose generation config and logits processors are used."""
+        self._model = model
+        # Copies of the model's config cost as much as some steps of a small model.
+        self._config = lru_cache(maxsize=64)(self._new_config)
+
+    def chooser(self, settings: GenerationSettings, prompt: Sequence[int], seed: int | None) -> "TokenChooser":
+        """The chooser of one answer.
+
+        Args:
+            settings: how to generate; without beams.
+            prompt: ids of the prompt.
+            seed: of the sampling; None = a fresh one. The same seed gives what ``torch.manual_seed`` and ``generate``
+                give.
+        """
+        device = self._model.device
+        forbidding = generate_arguments(self._model.processor, settings).get("logits_processor")
+        processors = self._model._get_logits_processor(
+            self._config(settings), len(prompt), logits_processor=forbidding, device=device
+        )
+        if not settings.temperature:
+            return TokenChooser(prompt, processors, None)
+        generator = torch.Generator(device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        return TokenChooser(prompt, processors, generator)
+
+    def _new_config(self, settings: GenerationSettings) -> GenerationConfig:
+        arguments = generate_arguments(self._model.processor, settings)
+        others = ("logits_processor", "cache_implementation")
+        own = {name: value for name, value in arguments.items() if name not in others}
+        config, _ = self._model._prepare_generation_config(None, **own)
+        self._model._prepare_special_tokens(config, device=self._model.device)
+        return config
+
+
+@dataclass(frozen=True)
 class TokenChooser:
     """Chooses the tokens of one answer as ``model.generate`` would, whatever other answers there are.
 
-    Args:
-        model: whose generation config and logits processors are used.
-        settings: how to generate; without beams.
+    Attributes:
         prompt: ids of the prompt.
-        seed: of the sampling; None = a fresh one. The same seed gives what ``torch.manual_seed`` and ``generate`` give.
+        processors: of the logits.
+        generator: of the sampling; None = greedy.
     """
 
-    def __init__(self, model: Any, settings: GenerationSettings, prompt: Sequence[int], seed: int | None) -> None:
-        self._prompt = list(prompt)
-        arguments = generate_arguments(model.processor, settings)
-        forbidding = arguments.pop("logits_processor", None)
-        arguments.pop("cache_implementation", None)
-        config, _ = model._prepare_generation_config(None, **arguments)
-        model._prepare_special_tokens(config, device=model.device)
-        self._processors = model._get_logits_processor(
-            config, len(prompt), logits_processor=forbidding, device=model.device
-        )
-        self._generator: torch.Generator | None = None
-        if settings.temperature > 0:
-            self._generator = torch.Generator(model.device)
-            if seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed(seed)
+    prompt: Sequence[int]
+    processors: LogitsProcessorList
+    generator: torch.Generator | None
 
     def choose(self, answer: Sequence[int], logits: Tensor) -> Tensor:
         """The next token's id, a tensor of no dimension, so that nothing waits for the device.
@@ -92,9 +121,9 @@ class TokenChooser:
             logits: ``(V + patches,)``, of this row's own patches.
         """
         scores = logits.float()[None]
-        if self._processors:
-            ids = torch.tensor([[*self._prompt, *answer]], device=logits.device)
-            scores = self._processors(ids, scores)
-        if self._generator is None:
+        if self.processors:
+            ids = torch.tensor([[*self.prompt, *answer]], device=logits.device)
+            scores = self.processors(ids, scores)
+        if self.generator is None:
             return scores[0].argmax()
-        return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0, 0]
+        return torch.multinomial(scores.softmax(-1), 1, generator=self.generator)[0, 0]

@@ -25,7 +25,7 @@ from padt.inference.engine.passes import RowPasses
 from padt.inference.engine.rows import Row, read_picture_once, read_prompt
 from padt.inference.engine.scheduler import Admission, EngineLimits, WaitingRows, by_halves
 from padt.inference.engine.tickets import Ended, Event, Ticket
-from padt.inference.generation import TokenChooser
+from padt.inference.generation import TokenChoosers
 from padt.inference.grounding import answer_parser, check_images, prediction_of, processor_of
 from padt.inference.requests import GenerationSettings, Images, Request, paired
 from padt.inference.results import PredictedObject
@@ -59,6 +59,7 @@ class Engine:
         # Tokenizers are not safe in threads: this one is the submitters', under the lock; the loop has the model's.
         self._reader = copy.deepcopy(processor_of(model))
         self._reading = threading.Lock()
+        self._choosers = TokenChoosers(model)
         self._passes = RowPasses(model, self.limits)
         self._admitting: list[Row] = []
         self._waiting = WaitingRows(self.limits.max_waiting)
@@ -123,7 +124,7 @@ class Engine:
             Ticket(listener),
             prompt,
             settings,
-            TokenChooser(self._model, settings, prompt.ids.tolist(), seed),
+            self._choosers.chooser(settings, prompt.ids.tolist(), seed),
             answer_parser(self._model, prompt.frames),
             TextPieces(self._model.processor, vrts),
         )

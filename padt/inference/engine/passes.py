@@ -230,7 +230,8 @@ class RowPasses:
     def release(self, row: Row) -> None:
         """Free a row's slot; the last row moves into it, so that those that run stay side by side."""
         assert row.slot is not None
-        self._slots.clear(row.slot, row.length)
+        # A pass that failed may have written one position more.
+        self._slots.clear(row.slot, row.length + 1)
         last = self.rows.pop()
         if last is not row:
             assert last.slot is not None

@@ -1,6 +1,8 @@
 """A request on its way through the engine: what is read of it when it is submitted, and the answer so far."""
 
+import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,8 @@ from padt.inference.requests import GenerationSettings, Request
 from padt.inference.results import Frame, PredictedObject, Prediction
 from padt.inference.stream import TextPieces
 from padt.model.outputs import Trace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,9 @@ class Row:
         raise IndexError(f"VRT {vrt} is beyond the request's patches")
 
     def fail(self, error: Exception) -> None:
-        """End with an error, and without an answer."""
+        """End with an error, and without an answer; tensors in the error's frames are let go."""
+        logger.error("A request has failed.", exc_info=error)
+        traceback.clear_frames(error.__traceback__)
         self.reason, self.error, self.prediction = "error", error, None
 
     def take(self, token: int, state: Tensor, normalizer: Tensor) -> None:

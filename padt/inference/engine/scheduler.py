@@ -203,10 +203,10 @@ def by_halves(items: list[Item], work: Callable[[list[Item]], None], failed: Cal
     if not items:
         return
     try:
-        work(items)
+        return work(items)
     except Exception as error:
         if len(items) == 1:
-            failed(items[0], error)
-            return
-        for half in (items[: len(items) // 2], items[len(items) // 2 :]):
-            by_halves(half, work, failed)
+            return failed(items[0], error)
+    # Out of the handler, whose traceback keeps alive what there was too little memory for.
+    for half in (items[: len(items) // 2], items[len(items) // 2 :]):
+        by_halves(half, work, failed)
