@@ -118,7 +118,7 @@ def run_predict(
     # What the user can have got wrong is known by now: these take seconds to import.
     from padt.checkpoints.loading import load_model
     from padt.inference.predict import predict
-    from padt.inference.requests import GenerationSettings
+    from padt.inference.requests import GenerationSettings, class_names
 
     loaded = load_model(found.path, **(load_options or {}))
     settings = settings or GenerationSettings()
@@ -136,7 +136,7 @@ def run_predict(
                 **({"model_version": found.version} if found.version else {}),
                 "task": request.task,
                 "prompt": request.prompt,
-                **prediction.to_dict(),
+                **prediction.of_classes(class_names(request)).to_dict(),
             }
             json_path = _write_record(out, names[group[0]], record)
             for image, number in enumerate(group):

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from padt.data.conversation import Turn, check_turns, read_chat
 from padt.data.image import ImageSource
-from padt.data.tasks import TASKS
+from padt.data.tasks import TASKS, asked
 from padt.errors import UserError, look_up
 
 Images = ImageSource | Sequence[ImageSource]
@@ -87,6 +87,12 @@ def detect_request(names: Sequence[str]) -> Request:
     return ask("detect", names)
 
 
+def class_names(request: Request) -> tuple[str, ...] | None:
+    """The classes that a ``detect`` request asks for; None for any other request."""
+    words = asked(request.prompt) if request.task == "detect" and isinstance(request.prompt, str) else None
+    return words[1] if words is not None and words[0] == "detect" else None
+
+
 def refer_request(sentence: str) -> Request:
     """Find the object that a sentence describes."""
     return ask("refer", sentence)
@@ -160,12 +166,12 @@ def paired(
     """
     if isinstance(requests, str | Request):
         return [_as_list(images)], [as_request(requests)]
-    asked = [as_request(request) for request in requests]
+    each = [as_request(request) for request in requests]
     if images is None or not isinstance(images, list | tuple):
-        return [_as_list(images) for _ in asked], asked
-    if len(images) != len(asked):
-        raise UserError(f"{len(images)} images for {len(asked)} requests: give one image, or a list, for each.")
-    return [_as_list(cast(Images, one)) for one in images], asked
+        return [_as_list(images) for _ in each], each
+    if len(images) != len(each):
+        raise UserError(f"{len(images)} images for {len(each)} requests: give one image, or a list, for each.")
+    return [_as_list(cast(Images, one)) for one in images], each
 
 
 def _as_list(images) -> list[ImageSource]:

@@ -1,6 +1,8 @@
 """What a prediction gives: text, and objects in pixels of the original pictures."""
 
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from padt.data.conversation import Said, Turn
@@ -104,8 +106,29 @@ class Prediction:
         """The answer as the assistant's turn of a conversation that goes on, VRTs included."""
         return Turn("assistant", (Said(self.token_ids),))
 
+    def of_classes(self, names: Collection[str] | None) -> "Prediction":
+        """The answer without objects of classes that were not asked for; a warning counts them.
+
+        Args:
+            names: the classes of the question (``padt.inference.requests.class_names``); None leaves all as it is.
+                Letter case and spaces do not count.
+        """
+        if names is None:
+            return self
+        wanted = {_plain(name) for name in names}
+        others = Counter(found.label for found in self.objects if _plain(found.label) not in wanted)
+        if not others:
+            return self
+        named = ", ".join(f"{count} {label!r}" for label, count in others.items())
+        kept = tuple(found for found in self.objects if found.label not in others)
+        return replace(self, objects=kept, warnings=(*self.warnings, f"not asked for and left out: {named}"))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, ``width``, ``height`` and ``grid`` among them; token ids are left out."""
         values = asdict(self)
         del values["token_ids"]
         return {**values, "width": self.width, "height": self.height, "grid": self.grid}
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.split()).casefold()

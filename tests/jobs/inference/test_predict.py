@@ -44,6 +44,15 @@ def test_each_picture_gets_json_and_a_drawing(tiny, tmp_path):
     assert Image.open(results[0].picture_path).size == results[0].drawn.size
 
 
+def test_only_the_classes_asked_for_are_found(tiny, tmp_path):
+    path = picture(tmp_path / "one.png")
+    [free] = run_predict(tiny, path, make_request(ask=make_request(detect="circle").prompt), settings=SHORT)
+    [listed] = run_predict(tiny, path, make_request(detect="circle"), settings=SHORT)
+    # The random model sees something, and calls it by no such name.
+    assert free.record["objects"] and not listed.record["objects"]
+    assert "not asked for and left out" in listed.record["warnings"][-1]
+
+
 def test_one_path_without_a_folder_writes_nothing(tiny, tmp_path, monkeypatch):
     path = picture(tmp_path / "one.png")
     monkeypatch.chdir(tmp_path)

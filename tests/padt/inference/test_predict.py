@@ -20,6 +20,8 @@ from padt.inference.predict import (
     refer_request,
     text_request,
 )
+from padt.inference.requests import class_names
+from padt.inference.results import PredictedObject, Prediction
 from tests.padt.tiny import ROWS
 
 SHORT = GenerationSettings(max_new_tokens=24)
@@ -58,6 +60,18 @@ def test_a_left_padded_batch_gives_the_answers_of_its_members_alone(model):
     for image, request, prediction in zip(images, requests(), together, strict=True):
         assert_same(predict(model, [image], [request], SHORT)[0], prediction)
     assert any(prediction.objects for prediction in together), "the test must see objects"
+
+
+def test_classes_that_were_not_asked_for_can_be_left_out_and_are_told():
+    things = [PredictedObject(label, 0.5, (0, 0, 1, 1), None, (0,), (0, 1), 0.5, True) for label in ("Red  car", "dog")]
+    whole = Prediction("text", tuple(things), (), warnings=("cut",))
+    request = detect_request(["red car", "person"])
+    kept = whole.of_classes(class_names(request))
+    assert [found.label for found in kept.objects] == ["Red  car"] and kept.text == "text"
+    assert kept.warnings == ("cut", "not asked for and left out: 1 'dog'")
+    assert whole.of_classes(["dog", "red car"]) is whole
+    for other in (refer_request("the dog"), caption_request(), text_request(request.prompt)):
+        assert class_names(other) is None and whole.of_classes(class_names(other)) is whole
 
 
 def test_objects_are_placed_in_the_original_picture(model):
