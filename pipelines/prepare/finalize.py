@@ -28,7 +28,7 @@ from pipelines.prepare.options import PrepareOptions
 from pipelines.prepare.plan import WORK, SetPlan
 from pipelines.prepare.shards import ShardResult, ShardTask
 from pipelines.prepare.signs import judge
-from pipelines.prepare.target import MADE
+from pipelines.prepare.target import MADE, NEXT
 
 
 def finish(
@@ -65,7 +65,7 @@ def finish(
         for name in MADE:
             # Or else the same command would find the same shards again, even after its pictures are in their place.
             folder.remove(name)
-        raise UserError(_empty(options.out, counts, losses))
+        raise UserError(_empty(options.out.removesuffix(f"/{NEXT}"), counts, losses))
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         tool_version=padt.__version__,

@@ -29,7 +29,7 @@ from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
 from pipelines.prepare.plan import PLAN_NAME, SetPlan, cut_shards, plan_hash, read_plan, write_groups
 from pipelines.prepare.rows import RowContext
 from pipelines.prepare.shards import ShardResult, ShardTask, finished, write_rejects, write_shard
-from pipelines.prepare.target import end_replacement, finished_set, is_taken, next_folder, replace_by_next
+from pipelines.prepare.target import NEXT, end_replacement, finished_set, is_taken, next_folder, replace_by_next
 from pipelines.sources.base import Reject, Source
 
 __all__ = ["Execute", "PlanSummary", "PrepareOptions", "Progress", "execute_here", "execute_on_ray", "prepare"]
@@ -102,7 +102,14 @@ def prepare(
             return done
         if not is_taken(folder) or not options.overwrite:
             return prepared(folder)
-        manifest = prepared(next_folder(folder, wanted))
+        place = next_folder(folder, wanted)
+        try:
+            manifest = prepared(place)
+        except UserError:
+            # What was begun stays for the next try; where nothing was, nothing does.
+            if read_plan(place) is None:
+                folder.remove(NEXT)
+            raise
         replace_by_next(folder)
         return manifest
 
