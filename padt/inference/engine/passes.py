@@ -3,6 +3,7 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,6 +125,7 @@ class RowPasses:
             device = self._model.device
             embeddings = self._model.embed(ids.to(device), merged, tables)
             output = self._forward(window, embeddings, positions.permute(2, 0, 1).to(device))
+            chosen = self._choose(rows, output)
         except Exception:
             for slot, row in enumerate(rows, free):
                 self._slots.clear(slot, len(row.prompt.ids))
@@ -131,7 +133,7 @@ class RowPasses:
         for slot, row in enumerate(rows, free):
             row.slot, row.length = slot, len(row.prompt.ids)
         self.rows += rows
-        self._advance(rows, output)
+        _take(chosen)
 
     def decode(self, rows: list[Row]) -> None:
         """Write one more token of rows that lie in slots one after the other."""
@@ -149,9 +151,11 @@ class RowPasses:
         embeddings = self._model.embed(torch.tensor(tokens, device=device)[:, None], None, torch.stack(read)[:, None])
         places = [length + row.prompt.offset for row, length in zip(rows, lengths, strict=True)]
         output = self._forward(window, embeddings, torch.tensor(places, device=device)[:, None].expand(3, -1, -1))
+        chosen = self._choose(rows, output)
+        # From here on nothing fails for all: what failed before may be done again.
         for row in rows:
             row.length += 1
-        self._advance(rows, output)
+        _take(chosen)
         for row in rows:
             row.times.decode += time.perf_counter() - start
 
@@ -169,27 +173,23 @@ class RowPasses:
             logits_to_keep=1,
         )
 
-    def _advance(self, rows: Sequence[Row], output: PaDTOutput) -> None:
+    def _choose(self, rows: Sequence[Row], output: PaDTOutput) -> list["_Choice"]:
         """Choose the next token of each row from a pass over these rows."""
         assert output.last_hidden_state is not None
         # A copy: a prompt's states are not kept alive.
         states = output.last_hidden_state[:, -1].clone()
-        chosen: list[tuple[Row, Tensor, Tensor, Tensor]] = []
+        tokens: list[Tensor] = []
+        chosen: list[tuple[Row, Tensor, Tensor]] = []
         for row, state, logits in zip(rows, states, self._logits(rows, output), strict=True):
             try:
-                token = row.chooser.choose(row.parser.ids, logits)
+                tokens.append(row.chooser.choose(row.parser.ids, logits))
             except Exception as error:
                 row.fail(error)
                 continue
-            chosen.append((row, token, state, logits.float().logsumexp(-1)))
-        if not chosen:
-            return
-        tokens = torch.stack([token for _, token, _, _ in chosen]).tolist()
-        for token, (row, _, state, normalizer) in zip(tokens, chosen, strict=True):
-            try:
-                row.take(token, state, normalizer)
-            except Exception as error:
-                row.fail(error)
+            chosen.append((row, state, logits.float().logsumexp(-1)))
+        # The step waits for the device here, once.
+        ids = torch.stack(tokens).tolist() if tokens else []
+        return [_Choice(row, token, *trace) for token, (row, *trace) in zip(ids, chosen, strict=True)]
 
     def _logits(self, rows: Sequence[Row], output: PaDTOutput) -> list[Tensor]:
         """Logits over the words and each row's own VRTs, ``(V + patches of the row,)``.
@@ -239,6 +239,24 @@ class RowPasses:
             self.rows[row.slot] = last
             last.slot = row.slot
         row.slot = None
+
+
+class _Choice(NamedTuple):
+    """A row's next token, the state ``(d,)`` that predicted it, and the logarithm of the sum of ``exp(logit)``."""
+
+    row: Row
+    token: int
+    state: Tensor
+    normalizer: Tensor
+
+
+def _take(choices: Sequence[_Choice]) -> None:
+    """Let rows read the tokens that were chosen."""
+    for row, token, state, normalizer in choices:
+        try:
+            row.take(token, state, normalizer)
+        except Exception as error:
+            row.fail(error)
 
 
 def _start_of(row: Row, prefixes: dict[bytes, Tensor]) -> int:

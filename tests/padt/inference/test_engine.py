@@ -390,8 +390,11 @@ def test_an_answer_may_fill_its_slot_to_the_end(random_model):
     assert found.token_ids == predict(random_model, None, "hello", settings)[0].token_ids
 
 
-@pytest.mark.parametrize("part", ["vision", "prompt", "step", "objects"])
-def test_an_error_ends_its_own_request_only(random_model, part, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "from_step"),
+    [("_look", 0), ("_prefill", 0), ("_logits", 0), ("_logits", 3), ("decode", 3), ("objects", 0)],
+)
+def test_an_error_ends_its_own_request_only(random_model, name, from_step, monkeypatch, caplog):
     """Whatever fails for one request, wherever: the others are answered as if nothing had been."""
     asked = [(picture(60 + 28 * n, 90, n), detect_request(["person"])) for n in range(5)]
     engine = Engine(random_model, EngineLimits(max_rows=8, max_length=512))
@@ -401,17 +404,16 @@ def test_an_error_ends_its_own_request_only(random_model, part, monkeypatch):
     def failing(work):
         def run(items, *args):
             rows = [item[0] if isinstance(item, tuple) else item for item in items]
-            if any(row.ticket is marked for row in rows) and (part != "step" or engine.steps >= 3):
+            if any(row.ticket is marked for row in rows) and engine.steps >= from_step:
                 raise RuntimeError("out of memory")
             return work(items, *args)
 
         return run
 
-    name = {"vision": "_look", "prompt": "_prefill", "step": "decode", "objects": "objects"}[part]
     monkeypatch.setattr(engine._passes, name, failing(getattr(engine._passes, name)))
     engine.run_until_idle()
     monkeypatch.undo()
-    assert marked.end().reason == "error"
+    assert marked.end().reason == "error" and caplog.text.count("A request has failed") == 1
     with pytest.raises(RuntimeError, match="out of memory"):
         marked.result()
     for ticket, (images, request) in zip(tickets, asked, strict=True):
