@@ -1,6 +1,12 @@
-"""Checkpoints: every rank writes its own DeepSpeed files and its own state; Ray Train merges them into one folder."""
+"""Checkpoints: every rank writes its own DeepSpeed files and its own state; Ray Train merges them into one folder.
+
+Each rank also lists its files with their sizes, so that a folder that was cut short is told from a whole one.
+"""
 
 import json
+import logging
+import pickle
+import posixpath
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +17,13 @@ from typing import Any
 import torch
 
 from padt.errors import UserError
+from pipelines.io.storage import Folder
+
+logger = logging.getLogger(__name__)
 
 TAG = "deepspeed"
+# Ray Train's folder of a run's checkpoints, and its list of them there.
+FOLDER, SNAPSHOT = "checkpoints", "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,80 @@ def save(engine: Any, state: LoopState, folder: Path, rank: int) -> None:
     torch.save(values, folder / f"rank-{rank:05d}.pt")
     if rank == 0:
         (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    listing = {"world_size": world_size, "files": files}
+    (folder / _listing_of(rank)).write_text(json.dumps(listing), encoding="utf-8")
+
+
+def _listing_of(rank: int) -> str:
+    return f"files-{rank:05d}.json"
+
+
+def damage(folder: Folder, name: str) -> str | None:
+    """What is wrong with a checkpoint ``name`` in a folder of checkpoints; None where all of it is there."""
+    try:
+        found = folder.fs.find(folder.path(name), detail=True)
+    except FileNotFoundError:
+        found = {}
+    if not found:
+        return "it is not there"
+    root = folder.path(name) + "/"
+    sizes = {path.removeprefix(root): entry["size"] for path, entry in found.items()}
+    rank = 0
+    ranks = 1
+    while rank < ranks:
+        text = folder.read_text(f"{name}/{_listing_of(rank)}")
+        try:
+            listing = json.loads(text or "")
+            ranks, files = listing["world_size"], listing["files"]
+        except (ValueError, KeyError, TypeError):
+            return f"{_listing_of(rank)} is missing or damaged"
+        for file, size in files.items():
+            if sizes.get(file) != size:
+                return f"{file} has {sizes[file]} of {size} bytes" if file in sizes else f"{file} is missing"
+        rank += 1
+    return None
+
+
+def starting_point(output: str) -> str | None:
+    """URL of the newest whole checkpoint, where Ray Train would not find it by itself; None where it would.
+
+    Ray Train goes on from the newest checkpoint of its list, whole or not, and refuses a list that is damaged or names
+    what is not there. Then the list is removed here, with a warning that names what is passed over.
+
+    Raises:
+        UserError: there were checkpoints, but none is whole.
+    """
+    folder = Folder(posixpath.join(output, FOLDER))
+    text = folder.read_text(SNAPSHOT)
+    steps = sorted((name for name in folder.names() if name.startswith("step-")), reverse=True)
+    faults: dict[str, str] = {}
+    if text is not None:
+        try:
+            listed = [each["checkpoint_dir_name"] for each in json.loads(text)["checkpoint_results"]]
+        except (ValueError, KeyError, TypeError):
+            listed = []
+            faults[SNAPSHOT] = "it is damaged"
+        for name in sorted(listed, reverse=True):
+            if fault := damage(folder, name):
+                faults[name] = fault
+        if not faults:
+            return None
+    # Without a list a folder that is not whole is what a kill left of the very first checkpoint.
+    whole = next((name for name in steps if name not in faults and damage(folder, name) is None), None)
+    told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+    if whole is None:
+        if not faults:
+            return None
+        raise UserError(
+            f"{folder.url} holds no whole checkpoint ({told}): put the files back, or remove that folder to train from "
+            "the first step."
+        )
+    if faults:
+        logger.warning("%s is damaged (%s): going on from %s, the newest whole checkpoint", folder.url, told, whole)
+    folder.remove(SNAPSHOT)
+    return posixpath.join(folder.url, whole)
 
 
 def read_state(folder: Path) -> LoopState:
@@ -90,10 +175,17 @@ def check_plan(saved: dict[str, Any], current: dict[str, Any]) -> None:
 def load(engine: Any, folder: Path, rank: int) -> LoopState:
     """Restore weights, optimiser and random state of one rank. All ranks must call this together."""
     state = read_state(folder)
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not _has_frozen(engine))
+    try:
+        path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not _has_frozen(engine))
+        values = torch.load(folder / f"rank-{rank:05d}.pt", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AssertionError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"The checkpoint {folder} cannot be loaded ({type(error).__name__}: {reason}): remove it to go on from the "
+            "one before."
+        ) from error
     if path is None:
-        raise UserError(f"The checkpoint {folder} lacks DeepSpeed's files: remove the run's folder to start anew.")
-    values = torch.load(folder / f"rank-{rank:05d}.pt", weights_only=True)
+        raise UserError(f"The checkpoint {folder} lacks DeepSpeed's files: remove it to go on from the one before.")
     torch.set_rng_state(values["torch_rng"])
     if "cuda_rng" in values and torch.cuda.is_available():
         torch.cuda.set_rng_state(values["cuda_rng"])

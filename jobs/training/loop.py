@@ -45,6 +45,7 @@ class TrainJob:
         warm_steps: steps in which the decoder gets prototypes.
         run_id: MLflow run.
         mailbox: actor that takes records, or None.
+        start: URL of the checkpoint to go on from where Ray Train knows of none.
     """
 
     config: TrainConfig
@@ -53,6 +54,7 @@ class TrainJob:
     warm_steps: int
     run_id: str | None = None
     mailbox: Any = None
+    start: str | None = None
 
 
 def train_worker(payload: dict[str, Any]) -> None:
@@ -74,6 +76,8 @@ def train_worker(payload: dict[str, Any]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     begun = time.monotonic()
     start = ray.train.get_checkpoint()
+    if start is None and job.start is not None:
+        start = ray.train.Checkpoint(job.start)
     with start.as_directory() if start is not None else nullcontext() as folder:
         state = checkpoint.read_state(Path(folder)) if folder is not None else None
         if state is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from jobs.common.mlflow_run import TrackedRun, start_run
 from jobs.common.model_reference import fetched, is_remote, resolve_model
 from jobs.common.ray_session import ray_session
+from jobs.training.checkpoint import FOLDER, starting_point
 from jobs.training.config import TrainConfig
 from jobs.training.contamination import overlap_tags, warn_of_overlap
 from jobs.training.metrics_log import Courier, Mailbox, Record, RunLog
@@ -250,9 +251,10 @@ def _train(
         config.zero_stage,
         config.precision,
     )
+    start = starting_point(config.output)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     log = RunLog(config.output, label, run, on_record)
-    job = TrainJob(config, plan, total, warm, run.run_id if run else None, mailbox)
+    job = TrainJob(config, plan, total, warm, run.run_id if run else None, mailbox, start)
     courier = Courier(mailbox, log)
     courier.start()
     fitting = time.monotonic()
@@ -296,7 +298,7 @@ def _fit(config: TrainConfig, job: Any) -> None:
         ),
         run_config=ray.train.RunConfig(
             # The same name and path mean: go on with what lies there.
-            name="checkpoints",
+            name=FOLDER,
             storage_path=config.output,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),

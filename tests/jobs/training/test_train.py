@@ -133,3 +133,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path):
     with pytest.raises(UserError, match=r"loss of step \d+ is (nan|inf).*keys mini/train/\d+"):
         run_train(config(world, tmp_path / "run", "workers=1", "optimizer.lr=1e30", "optimizer.max_grad_norm=0"))
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_and_not_the_run(world, caplog, tmp_path):
+    # A page of traceback said that a list of Ray's was inconsistent.
+    changes = ("checkpoint.every=2", "steps=6", "workers=1")
+    first = run_train(config(world, tmp_path / "run", *changes))
+    expected = weights(first.model_path)
+    (tmp_path / "run" / "train_summary.json").unlink()
+    newest = tmp_path / "run" / "checkpoints" / "step-00000004"
+    largest = max(newest.rglob("*.pt"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    caplog.set_level("INFO", logger="jobs")
+    result = run_train(config(world, tmp_path / "run", *changes))
+    assert "goes on from the checkpoint of step 2" in caplog.text and "step-00000004" in caplog.text
+    assert_same(weights(result.model_path), expected)
