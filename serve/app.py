@@ -6,24 +6,22 @@ from serve.engine import Engine
 from serve.ingress import Ingress
 from serve.settings import AppArgs
 
+# Places for requests that are about to be refused, and for those about health and documentation.
+SPARE = 64
+
 
 def build(args: AppArgs) -> Application:
     """Bind ingress and engine under the given arguments. Loads nothing: replicas do, where they start."""
-    backpressure = {"status_code": 503, "retry_after_s": args.retry_after_s}
+    # Requests are counted and refused by the ingress, which does it before it decodes a picture and in the one error
+    # shape. So nothing waits in Serve's own queues, where a question about health would wait behind it.
     engine = Engine.options(  # type: ignore[attr-defined]  # class decorators' types are not seen
         num_replicas=args.engine_replicas,
         ray_actor_options={"num_cpus": args.engine_cpus, "num_gpus": args.engine_gpus},
-        max_ongoing_requests=args.max_ongoing_requests,
-        max_queued_requests=args.max_queued_requests,
-        backpressure_config=backpressure,
+        max_ongoing_requests=args.capacity + SPARE,
+        health_check_period_s=5.0,
     ).bind(args)
-    # The engine's queue is the one that bounds: the ingress must be able to hold what engine and queue hold, and a
-    # few requests for health and documentation besides.
-    held = args.engine_replicas * args.max_ongoing_requests + args.max_queued_requests + 16
     return Ingress.options(  # type: ignore[attr-defined]
         num_replicas=args.ingress_replicas,
         ray_actor_options={"num_cpus": args.ingress_cpus},
-        max_ongoing_requests=held,
-        max_queued_requests=held,
-        backpressure_config=backpressure,
+        max_ongoing_requests=args.max_bodies + args.capacity + SPARE,
     ).bind(engine, args)

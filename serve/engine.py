@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +14,7 @@ from ray import serve
 
 from padt.errors import UserError
 from padt.inference.requests import Request, caption_request
+from serve.admission import EngineState
 from serve.settings import AppArgs
 
 logger = logging.getLogger("ray.serve")
@@ -21,7 +25,7 @@ class Job:
     """One question for the engine. Plain values and a picture, so that the ingress needs no torch.
 
     Attributes:
-        image: upright, RGB.
+        image: upright, RGB, within the server's budget of patches.
         request: what is asked about it.
         max_new_tokens: longest answer.
         masks: whether masks are asked for.
@@ -65,6 +69,48 @@ def _one_by_one(model: Any, jobs: list[Job]) -> list[Outcome]:
     return [answer_jobs(model, [job])[0] for job in jobs]
 
 
+class AbandonedError(Exception):
+    """Nobody waits for the answers of the batch any more."""
+
+
+class Progress:
+    """What the model is at: hears of every step of it, and stops a batch whose clients have all gone.
+
+    Attributes:
+        wanted: tokens of the jobs that somebody waits for.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: set[object] = set()
+        self._running: Sequence[object] = ()
+        self._last_step = 0.0
+
+    @contextmanager
+    def batch(self, tokens: Sequence[object]) -> Iterator[None]:
+        """Mark a batch as running for the length of a block."""
+        self._last_step = time.monotonic()
+        self._running = tokens
+        try:
+            yield
+        finally:
+            self._running = ()
+
+    def step(self, *_: Any) -> None:
+        """The model makes a step.
+
+        Raises:
+            AbandonedError: nobody waits for any answer of the running batch.
+        """
+        self._last_step = time.monotonic()
+        if self._running and self.wanted.isdisjoint(self._running):
+            raise AbandonedError
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the last step, or since the batch began; 0 while none runs."""
+        return time.monotonic() - self._last_step if self._running else 0.0
+
+
 @serve.deployment
 class Engine:
     """Serve deployment around one model. Scaled by ``AppArgs.engine_replicas``."""
@@ -79,8 +125,10 @@ class Engine:
         self._args = args
         self._model = load_model(args.model, dtype=dtype, device=device, attn_implementation=args.attn_implementation)
         self._device = device
-        self.answer.set_max_batch_size(args.max_batch_size)
-        self.answer.set_batch_wait_timeout_s(args.batch_wait_s)
+        self._batch.set_max_batch_size(args.max_batch_size)
+        self._batch.set_batch_wait_timeout_s(args.batch_wait_s)
+        self._progress = Progress()
+        self._model.register_forward_pre_hook(self._progress.step)
         self._warm_up()
         logger.info("Engine is ready: %s on %s", args.model, device)
 
@@ -88,12 +136,38 @@ class Engine:
         # The first call pays for allocation and lazy imports; better here than in somebody's request.
         answer_jobs(self._model, [Job(Image.new("RGB", (112, 112), "grey"), caption_request(), 4)])
 
+    async def answer(self, job: Job) -> Outcome:
+        """Answer a job. One that is cancelled before its batch starts costs nothing."""
+        token = object()
+        self._progress.wanted.add(token)
+        try:
+            return await self._batch((token, job))
+        finally:
+            self._progress.wanted.discard(token)
+
     @serve.batch
-    async def answer(self, jobs: list[Job]) -> list[Outcome]:
+    async def _batch(self, items: list[tuple[object, Job]]) -> list[Outcome]:
         """Answer a batch. Runs in a thread, so that health checks and new requests are heard meanwhile."""
         # One batch at a time (serve.batch's default): two at once would only share the same cores or GPU.
-        return await asyncio.to_thread(answer_jobs, self._model, jobs)
+        return await asyncio.to_thread(self._answer, items)
 
-    async def describe(self) -> dict[str, str]:
-        """Where the model came from and where it runs; answers only once the model is loaded and warm."""
-        return {"source": self._args.model, "device": self._device}
+    def _answer(self, items: list[tuple[object, Job]]) -> list[Outcome]:
+        with self._progress.batch([token for token, _ in items]):
+            try:
+                return answer_jobs(self._model, [job for _, job in items])
+            except AbandonedError:
+                return [Outcome(refusal="Nobody waits for the answer.") for _ in items]
+
+    async def state(self) -> EngineState:
+        """How the engine is; answers only once the model is loaded and warm."""
+        return EngineState(self._args.model, self._device, self._progress.stalled_s)
+
+    def check_health(self) -> None:
+        """Serve asks this now and then, and replaces an engine that raises.
+
+        Raises:
+            RuntimeError: the model hangs.
+        """
+        stalled = self._progress.stalled_s
+        if stalled >= self._args.hang_after_s:
+            raise RuntimeError(f"The model has made no step for {stalled:.0f} s.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from http import HTTPStatus
 from typing import Any
@@ -10,15 +11,18 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
 
 from padt import __version__
+from padt.data.rle import resize
 from padt.data.tasks import TASK_NAMES
 from padt.errors import UserError
 from padt.inference.requests import ask
+from serve.admission import EngineWatch, Places
 from serve.engine import Job, Outcome
-from serve.reading import RequestError, read_image, read_request
+from serve.reading import RequestError, read_image, read_request, within_patches
 from serve.schemas import (
     ErrorBody,
     ModelCard,
@@ -32,8 +36,6 @@ from serve.settings import AppArgs
 
 logger = logging.getLogger("ray.serve")
 
-READY_TIMEOUT_S = 2.0
-
 api = FastAPI(
     title="PaDT",
     version=__version__,
@@ -43,7 +45,7 @@ api = FastAPI(
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
-    for status in (400, 413, 415, 422, 500, 503, 504)
+    for status in (400, 408, 413, 415, 422, 500, 503, 504)
 }
 _FORM_PROPERTIES = {
     "image": {"type": "string", "format": "binary"},
@@ -74,7 +76,8 @@ def to_job(question: Question, image: Image.Image, args: AppArgs) -> Job:
     """A checked question and its image as the engine takes them.
 
     Raises:
-        RequestError: 422, a name or sentence is blank, or more tokens are asked for than the server gives.
+        RequestError: 422, a name or sentence is blank, the prompt is too long, or more tokens are asked for than the
+            server gives.
     """
     tokens = question.max_new_tokens or args.max_new_tokens
     if tokens > args.max_new_tokens:
@@ -83,21 +86,67 @@ def to_job(question: Question, image: Image.Image, args: AppArgs) -> Job:
         asked = ask(question.task, question.words)
     except UserError as error:
         raise RequestError(422, "invalid_request", str(error)) from error
-    return Job(image, asked, tokens, masks=question.mask == "rle")
+    length = len(str(asked.prompt).encode("utf-8", "replace"))
+    if length > args.max_prompt_bytes:
+        most = args.max_prompt_bytes
+        message = f"The prompt has {length:,} bytes and this server takes {most:,}: give fewer or shorter words."
+        raise RequestError(422, "prompt_too_long", message)
+    return Job(within_patches(image, args.max_patches), asked, tokens, masks=question.mask == "rle")
+
+
+def in_original_pixels(found: dict[str, Any], seen: tuple[int, int], original: tuple[int, int]) -> dict[str, Any]:
+    """An object, in pixels of the picture as it came; sizes are ``(width, height)``."""
+    if seen == original:
+        return found
+    scale = (original[0] / seen[0], original[1] / seen[1])
+    x0, y0, x1, y1 = found["box"]
+    box = (x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1])
+    mask = found["mask"] and resize(found["mask"], height=original[1], width=original[0])
+    return {**found, "box": box, "mask": mask}
 
 
 def to_response(
-    name: str, question: Question, prediction: dict[str, Any], milliseconds: dict[str, float]
+    name: str,
+    question: Question,
+    prediction: dict[str, Any],
+    original: tuple[int, int],
+    milliseconds: dict[str, float],
 ) -> PredictResponse:
-    """A prediction (``padt.inference.predict.Prediction.to_dict``) as the body of an answer."""
-    kept = {key: prediction[key] for key in ("text", "width", "height", "grid", "truncated", "warnings")}
+    """A prediction (``padt.inference.predict.Prediction.to_dict``) as the body of an answer.
+
+    Args:
+        name: of the model.
+        question: what was asked.
+        prediction: about the picture that the engine saw.
+        original: width and height of the upright picture as it came.
+        milliseconds: what took how long.
+    """
+    seen = (prediction["width"], prediction["height"])
+    found = [in_original_pixels(one, seen, original) for one in prediction["objects"]]
     return PredictResponse(
         model=name,
         task=question.task,
-        objects=[PredictedObjectBody.model_validate(found) for found in prediction["objects"]],
+        objects=[PredictedObjectBody.model_validate(one) for one in found],
+        width=original[0],
+        height=original[1],
         milliseconds={key: round(value, 1) for key, value in milliseconds.items()},
-        **kept,
+        **{key: prediction[key] for key in ("text", "grid", "truncated", "warnings")},
     )
+
+
+@api.exception_handler(RequestError)
+async def request_error(request: Request, error: RequestError) -> JSONResponse:
+    """What a client can mend, or must wait for."""
+    wait = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return refused(error.status, error.code, str(error), wait)
+
+
+@api.exception_handler(HTTPException)
+async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+    """A path that is not there, or a method that it does not take."""
+    phrase = HTTPStatus(error.status_code).phrase
+    message = f"{request.method} {request.url.path}: {phrase}. /docs says what there is."
+    return refused(error.status_code, phrase.lower().replace(" ", "_"), message, dict(error.headers or {}))
 
 
 @api.exception_handler(Exception)
@@ -115,6 +164,9 @@ class Ingress:
     def __init__(self, engine: DeploymentHandle, args: AppArgs) -> None:
         self._engine = engine
         self._args = args
+        self._bodies = Places(args.max_bodies, args.retry_after_s)
+        self._questions = Places(math.ceil(args.capacity / args.ingress_replicas), args.retry_after_s)
+        self._watch = EngineWatch(lambda: self._engine.state.remote(), args.hang_after_s)
 
     @api.post(
         "/v1/predict",
@@ -126,36 +178,61 @@ class Ingress:
     async def predict(self, request: Request) -> Response:
         """Detect classes, find what a sentence describes, caption, or send a free prompt."""
         started = time.perf_counter()
-        try:
-            question, encoded = await read_request(request, int(self._args.max_body_mb * 1e6))
-            image = await asyncio.to_thread(read_image, encoded, self._args.max_image_pixels)
-            job = to_job(question, image, self._args)
-        except RequestError as error:
-            return refused(error.status, error.code, str(error))
-        decoded = time.perf_counter()
-        waiting = self._engine.answer.remote(job)
-        try:
-            outcome: Outcome = await asyncio.wait_for(waiting, self._args.request_timeout_s)
-        except BackPressureError:
-            wait = {"Retry-After": str(self._args.retry_after_s)}
-            return refused(503, "overloaded", f"Too many requests wait: try again in {wait['Retry-After']} s.", wait)
-        except TimeoutError:
-            waiting.cancel()
-            limit = self._args.request_timeout_s
-            return refused(504, "timeout", f"No answer within {limit:g} s: ask for fewer tokens or try again later.")
-        if outcome.prediction is None:
-            return refused(422, "invalid_request", outcome.refusal or "")
-        milliseconds = {"decode": (decoded - started) * 1e3, "answer": (time.perf_counter() - decoded) * 1e3}
-        body = to_response(self._args.name, question, outcome.prediction, milliseconds)
-        # Masks make bodies large, so they are written by pydantic directly, once.
-        return Response(body.model_dump_json(), media_type="application/json")
+        args = self._args
+        with self._bodies.one():
+            question, encoded = await read_request(request, int(args.max_body_mb * 1e6), args.body_timeout_s)
+        # Whoever cannot be answered now is told so before the picture costs anything.
+        with self._questions.one():
+            job, original = await asyncio.to_thread(self._to_job, question, encoded)
+            decoded = time.perf_counter()
+            outcome = await self._answer(job)
+            prediction = outcome.prediction
+            if prediction is None:
+                raise RequestError(422, "invalid_request", outcome.refusal or "")
+            milliseconds = {"decode": (decoded - started) * 1e3, "answer": (time.perf_counter() - decoded) * 1e3}
+            # Masks make bodies large, so they are written by pydantic directly, once, and not in the event loop.
+            body = await asyncio.to_thread(
+                lambda: to_response(args.name, question, prediction, original, milliseconds).model_dump_json()
+            )
+        return Response(body, media_type="application/json")
 
-    @api.get("/v1/models", response_model=ModelList, summary="What answers here")
+    def _to_job(self, question: Question, encoded: bytes) -> tuple[Job, tuple[int, int]]:
+        """The job, and width and height of the upright picture as it came."""
+        image = read_image(encoded, self._args.max_image_pixels)
+        return to_job(question, image, self._args), image.size
+
+    async def _answer(self, job: Job) -> Outcome:
+        """Ask the engine; once more where it died over the question. Given up by the client, it is cancelled there.
+
+        Raises:
+            RequestError: 503, the engine died twice; 504, it took too long.
+        """
+        limit, wait = self._args.request_timeout_s, self._args.retry_after_s
+        try:
+            async with asyncio.timeout(limit):
+                for _ in range(2):
+                    waiting = self._engine.answer.remote(job)
+                    try:
+                        return await waiting
+                    except RayActorError as error:
+                        logger.warning("An engine died over a request: %s", error)
+                    except asyncio.CancelledError:
+                        waiting.cancel()
+                        raise
+        except TimeoutError as error:
+            message = f"No answer within {limit:g} s: ask for fewer tokens or try again later."
+            raise RequestError(504, "timeout", message) from error
+        raise RequestError(503, "engine_lost", f"The engine stopped twice: try again in {wait} s.", wait)
+
+    @api.get("/v1/models", response_model=ModelList, responses={503: {"model": ErrorBody}}, summary="What answers here")
     async def models(self) -> ModelList:
         """The model that is loaded."""
-        facts = await self._engine.describe.remote()
-        card = ModelCard(id=self._args.name, source=facts["source"], device=facts["device"], tasks=list(TASK_NAMES))
-        return ModelList(data=[card])
+        known = self._watch.last or (await self._watch.ready() and self._watch.last)
+        if not known:
+            raise RequestError(503, "not_ready", "No engine is ready: try again.", 1)
+        return ModelList(
+            data=[ModelCard(id=self._args.name, source=known.source, device=known.device, tasks=list(TASK_NAMES))]
+        )
 
     @api.get("/healthz", summary="Is the process alive")
     async def healthz(self) -> dict[str, str]:
@@ -163,10 +240,8 @@ class Ingress:
         return {"status": "ok"}
 
     @api.get("/readyz", summary="Would a request be answered now", responses={503: {"model": ErrorBody}})
-    async def readyz(self) -> Response:
-        """200 when an engine has its model loaded and warm, else 503."""
-        try:
-            await asyncio.wait_for(self._engine.describe.remote(), READY_TIMEOUT_S)
-        except (TimeoutError, BackPressureError):
-            return refused(503, "not_ready", "No engine is ready: try again.", {"Retry-After": "1"})
-        return JSONResponse({"status": "ready"})
+    async def readyz(self) -> dict[str, str]:
+        """200 when an engine has its model loaded and warm and does not hang, else 503."""
+        if not await self._watch.ready():
+            raise RequestError(503, "not_ready", "No engine is ready: try again.", 1)
+        return {"status": "ready"}

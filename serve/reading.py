@@ -1,5 +1,6 @@
 """Reading a request: its body under a size limit, as JSON or multipart, down to an upright image and a question."""
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator, Mapping
@@ -9,13 +10,16 @@ from PIL import Image
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from padt.data.image import open_image
+from padt.data.image import PATCH, ResizePolicy, open_image
 from padt.errors import ImageError
 from serve.schemas import PredictRequest, Question
 
 _STATUS_OF_IMAGE_REASON = {"image_too_large": 413}
+# Base64 as it comes: wrapped into lines, or with the letters that are safe in URLs.
+_PLAIN_BASE64 = bytes.maketrans(b"-_", b"+/")
+_SPACE = b" \t\r\n"
 
 
 class RequestError(Exception):
@@ -24,36 +28,53 @@ class RequestError(Exception):
     Attributes:
         status: HTTP status, 4xx.
         code: stable name for programs.
+        retry_after_s: after how long the same request may be sent again; None where that would not help.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
-async def read_request(request: Request, max_body_bytes: int) -> tuple[Question, bytes]:
+async def read_request(request: Request, max_body_bytes: int, timeout_s: float) -> tuple[Question, bytes]:
     """The question of a request and its encoded image.
 
+    Args:
+        request: its body is not read yet.
+        max_body_bytes: longest body.
+        timeout_s: within which the whole body must have come.
+
     Raises:
-        RequestError: 413 for too large a body, 415 for a content type that is neither JSON nor multipart, 422 for
-            fields that are missing, unknown or of the wrong kind, 400 for what cannot be read at all.
+        RequestError: 408 for a body that is too slow, 413 for one that is too large, 415 for a content type that is
+            neither JSON nor multipart, 422 for fields that are missing, unknown or of the wrong kind, 400 for what
+            cannot be read at all.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_body_bytes:
         raise _too_large(max_body_bytes)
+    if kind not in ("application/json", "multipart/form-data"):
+        raise RequestError(
+            415,
+            "unsupported_content_type",
+            f"Content type {kind or '(none)'!r} is not accepted: send application/json or multipart/form-data.",
+        )
     stream = _limited(request, max_body_bytes)
-    if kind == "application/json":
-        body = b"".join([chunk async for chunk in stream])
-        return read_json(body)
-    if kind == "multipart/form-data":
-        return await _read_multipart(request, stream)
-    raise RequestError(
-        415,
-        "unsupported_content_type",
-        f"Content type {kind or '(none)'!r} is not accepted: send application/json or multipart/form-data.",
-    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            if kind == "multipart/form-data":
+                return await _read_multipart(request, stream)
+            body = b"".join([chunk async for chunk in stream])
+    except TimeoutError as error:
+        raise RequestError(
+            408, "body_too_slow", f"The request did not arrive within {timeout_s:g} s: send a smaller picture."
+        ) from error
+    except ClientDisconnect as error:
+        raise RequestError(400, "disconnected", "The request ended before its body did: send it whole.") from error
+    # Many megabytes of base64 would hold up every other request of this process.
+    return await asyncio.to_thread(read_json, body)
 
 
 def read_json(body: bytes) -> tuple[Question, bytes]:
@@ -68,12 +89,22 @@ def read_json(body: bytes) -> tuple[Question, bytes]:
         if not comma or not head.endswith(";base64"):
             raise RequestError(422, "invalid_image", "The image's data URL must read data:image/...;base64,....")
     try:
-        image = base64.b64decode(text, validate=True)
+        image = decode_base64(text)
     except (binascii.Error, ValueError) as error:
         raise RequestError(
             422, "invalid_image", f"The field 'image' is not base64 ({error}): encode the file's bytes."
         ) from error
     return parsed, image
+
+
+def decode_base64(text: str) -> bytes:
+    """Bytes of standard or URL-safe base64, in one line or wrapped, padded or not.
+
+    Raises:
+        ValueError: it is no base64.
+    """
+    plain = text.encode("ascii").translate(_PLAIN_BASE64, _SPACE)
+    return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
 
 
 def read_form(fields: Mapping[str, Any]) -> Question:
@@ -97,6 +128,28 @@ def read_image(encoded: bytes, max_pixels: int) -> Image.Image:
         return open_image(encoded, pixel_budget=max_pixels)
     except ImageError as error:
         raise RequestError(_STATUS_OF_IMAGE_REASON.get(error.reason, 422), error.reason, str(error)) from error
+
+
+def within_patches(image: Image.Image, max_patches: int) -> Image.Image:
+    """The image, scaled down by the model's own rule where it would have more patches than allowed.
+
+    The model cuts the result into exactly these patches, so the answer is the one of a processor with that budget.
+
+    Raises:
+        RequestError: 422, the image is too long and thin.
+    """
+    policy = ResizePolicy(min_pixels=PATCH * PATCH, max_pixels=max_patches * PATCH * PATCH)
+    unlimited = ResizePolicy(
+        min_pixels=PATCH * PATCH, max_pixels=max(policy.max_pixels, 4 * image.width * image.height)
+    )
+    try:
+        rows, columns = unlimited.grid(image.height, image.width)
+        if rows * columns <= max_patches:
+            return image
+        height, width = policy.size(image.height, image.width)
+    except ImageError as error:
+        raise RequestError(422, error.reason, str(error)) from error
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 async def _read_multipart(request: Request, stream: AsyncGenerator[bytes, None]) -> tuple[Question, bytes]:

@@ -17,7 +17,14 @@ def _known(task: str) -> str:
     return task
 
 
+def _visible(text: str) -> str:
+    if not any(letter.isprintable() and not letter.isspace() for letter in text):
+        raise ValueError("is blank: write at least one visible character")
+    return text
+
+
 Task = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(TASKS)})]
+Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_visible)]
 
 
 class Question(BaseModel):
@@ -26,7 +33,7 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     task: Task = Field(description="detect needs `names`, refer needs `sentence`, chat needs `prompt`.")
-    names: list[str] = Field(default_factory=list, description="Classes to detect.", max_length=200)
+    names: list[Label] = Field(default_factory=list, description="Classes to detect.", max_length=200)
     sentence: str = Field("", description="What to find, as in 'the red car on the left'.", max_length=2000)
     prompt: str = Field("", description="A free prompt, sent to the model as it is.", max_length=8000)
     mask: Literal["rle", "none"] = Field("rle", description="Masks as COCO run lengths, or none.")
@@ -37,6 +44,11 @@ class Question(BaseModel):
         needed = TASKS[self.task].words
         if needed and not getattr(self, needed):
             raise ValueError(f"task '{self.task}' needs the field '{needed}'")
+        if needed and isinstance(self.words, str):
+            try:
+                _visible(self.words)
+            except ValueError as error:
+                raise ValueError(f"the field '{needed}' {error}") from error
         for task in TASKS.values():
             if task.words and task.words != needed and getattr(self, task.words):
                 raise ValueError(f"the field '{task.words}' does not belong to task '{self.task}'")

@@ -26,13 +26,29 @@ class AppArgs(BaseModel):
     max_batch_size: int = Field(8, ge=1, description="Most requests that the engine answers together.")
     batch_wait_s: float = Field(0.02, ge=0, description="Longest wait for a batch to fill.")
     max_ongoing_requests: int = Field(16, ge=1, description="Requests that an engine replica holds; at least a batch.")
-    max_queued_requests: int = Field(32, ge=0, description="Requests that may wait for an engine; more get a 503.")
+    max_queued_requests: int = Field(32, ge=0, description="Requests that may wait besides; more get a 503.")
     retry_after_s: int = Field(2, ge=1, description="What a 503 tells the client to wait.")
     request_timeout_s: float = Field(120.0, gt=0)
+    hang_after_s: float = Field(
+        60.0, gt=0, description="An engine whose model makes no step for so long is not ready, and is replaced."
+    )
 
     max_body_mb: float = Field(24.0, gt=0, description="Largest request body, base64 included.")
+    body_timeout_s: float = Field(30.0, gt=0, description="Longest time that a body may take to arrive.")
+    max_bodies: int = Field(32, ge=1, description="Bodies that an ingress reads and decodes at once; more get a 503.")
     max_image_pixels: int = Field(40_000_000, ge=784, description="Largest image, in pixels before resizing.")
+    max_patches: int = Field(
+        4096, ge=4, description="Most patches (28x28 pixels) of an image; the ingress scales larger ones down."
+    )
+    max_prompt_bytes: int = Field(
+        8192, ge=64, description="Longest prompt in UTF-8, labels included. No prompt has more tokens than bytes."
+    )
     max_new_tokens: int = Field(1024, ge=1, description="Longest answer that a request may ask for.")
+
+    @property
+    def capacity(self) -> int:
+        """Requests that engines and queue hold together."""
+        return self.engine_replicas * self.max_ongoing_requests + self.max_queued_requests
 
     @model_validator(mode="after")
     def _a_batch_fits(self) -> "AppArgs":

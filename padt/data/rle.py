@@ -82,6 +82,26 @@ def crop(rle: RLE, x0: int, y0: int, x1: int, y1: int) -> dict[str, Any]:
     return _of_pieces(column[kept] - x0, top[kept], bottom[kept], y1 - y0, x1 - x0)
 
 
+def resize(rle: RLE, height: int, width: int) -> dict[str, Any]:
+    """The mask of the image at another size (pixels), by its nearest pixels, without painting it.
+
+    Raises:
+        RLEError: the runs are damaged or do not fill the size.
+    """
+    old_height, old_width = size(rle)
+    column, top, bottom = _pieces(rle)
+    # A new pixel takes what lies under its centre: row r shows the old row floor((r + 1/2) * old / new).
+    top = -((old_height - 2 * top * height) // (2 * old_height))
+    bottom = -((old_height - 2 * bottom * height) // (2 * old_height))
+    source = (2 * np.arange(width) + 1) * old_width // (2 * width)
+    first, stop = np.searchsorted(column, source), np.searchsorted(column, source, side="right")
+    counts = stop - first
+    chosen = np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    target, top, bottom = np.repeat(np.arange(width), counts), top[chosen], bottom[chosen]
+    kept = bottom > top
+    return _of_pieces(target[kept], top[kept], bottom[kept], height, width)
+
+
 def bounds(rle: RLE) -> tuple[int, int, int, int] | None:
     """Pixels ``(x0, y0, x1, y1)``, ends exclusive, that the object spans; None for an empty mask.
 

@@ -3,8 +3,11 @@
 import base64
 import json
 import socket
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,7 +26,14 @@ ARGS = AppArgs(
     max_body_mb=0.2,
     max_image_pixels=50_000,
     max_new_tokens=64,
+    max_patches=16,
+    max_ongoing_requests=1,
+    max_batch_size=1,
+    max_queued_requests=1,
+    max_bodies=4,
+    body_timeout_s=1.5,
     request_timeout_s=1.0,
+    hang_after_s=5.0,
     retry_after_s=3,
 )
 
@@ -40,7 +50,7 @@ def client(ray_cluster: None) -> Iterator[httpx.Client]:
     # A Serve that an earlier test left running would keep its own port.
     serve.shutdown()
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
-    engine = FakeEngine.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1, max_queued_requests=1)
+    engine = FakeEngine.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=50)
     ingress = Ingress.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=50)
     serve.run(ingress.bind(engine.bind(), ARGS), name="http-test", route_prefix="/")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
@@ -75,6 +85,7 @@ def test_masks_can_be_left_out(client: httpx.Client) -> None:
         ({"task": "detect"}, 422, "invalid_request"),
         ({"task": "refer", "sentence": "  "}, 422, "invalid_request"),
         ({"max_new_tokens": 65}, 422, "invalid_request"),
+        ({"task": "detect", "names": ["ä" * 100] * 50}, 422, "prompt_too_long"),
         ({"task": "chat", "prompt": "refuse"}, 422, "invalid_request"),
         ({"image": base64.b64encode(b"no picture").decode()}, 422, "image_unreadable"),
         ({"image": base64.b64encode(encoded(300, 300)).decode()}, 413, "image_too_large"),
@@ -114,6 +125,104 @@ def test_overload_is_answered_with_retry_after(client: httpx.Client) -> None:
     assert refused, [answer.status_code for answer in answers]
     assert all(answer.headers["retry-after"] == "3" for answer in refused)
     assert refused[0].json()["error"]["code"] == "overloaded"
+
+
+def test_a_large_picture_is_scaled_down_and_its_boxes_are_not(client: httpx.Client) -> None:
+    answer = ask(client, image=base64.b64encode(encoded(240, 160)).decode()).json()
+    assert (answer["width"], answer["height"]) == (240, 160)
+    (found,) = answer["objects"]
+    assert found["box"] == pytest.approx([0, 0, 240, 160])
+    assert found["mask"]["size"] == [160, 240]
+
+
+def send_part(client: httpx.Client) -> socket.socket:
+    """A connection whose body never comes."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=20)
+    head = "POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{"
+    connection.sendall(head.encode())
+    return connection
+
+
+def test_bodies_that_never_come_hold_up_nobody_for_long(client: httpx.Client) -> None:
+    connections = [send_part(client) for _ in range(60)]
+    time.sleep(0.5)
+    began = time.monotonic()
+    assert client.get("/healthz").status_code == 200
+    assert time.monotonic() - began < 1.0
+    heads = [connection.recv(4096).decode() for connection in connections]
+    for connection in connections:
+        connection.close()
+    statuses = Counter(head.split()[1] for head in heads)
+    assert statuses == {"408": 4, "503": 56}
+    assert ask(client).status_code == 200
+
+
+def test_what_nobody_waits_for_is_cancelled(client: httpx.Client) -> None:
+    def count() -> int:
+        return int(ask(client, task="chat", prompt="refuse cancelled").json()["error"]["message"].split()[0])
+
+    before = count()
+    assert ask(client, task="chat", prompt="slow").status_code == 504
+    assert count() == before + 1
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{client.base_url}/v1/predict",
+            json={"image": base64.b64encode(encoded()).decode(), "task": "chat", "prompt": "slow"},
+            timeout=0.4,
+        )
+    time.sleep(0.3)
+    assert count() == before + 2
+
+
+def test_refusals_come_before_the_picture_is_decoded(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        held = [pool.submit(ask, client, task="chat", prompt="slow") for _ in range(2)]
+        time.sleep(0.4)
+        # Its picture would be refused with 422.
+        assert ask(client, image=base64.b64encode(b"no picture").decode()).status_code == 503
+        # The engine's queue is full, and it is ready all the same.
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/v1/models").status_code == 200
+        assert {answer.result().status_code for answer in held} == {504}
+
+
+def test_an_engine_that_hangs_is_not_ready(client: httpx.Client) -> None:
+    assert ask(client, task="chat", prompt="hang 6").status_code == 200
+    time.sleep(0.6)
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+    assert ask(client, task="chat", prompt="hang 0").status_code == 200
+    time.sleep(0.6)
+    assert client.get("/readyz").status_code == 200
+
+
+def test_paths_and_methods_that_are_not_there_get_the_one_error_shape(client: httpx.Client) -> None:
+    for answer, status, code in [
+        (client.get("/nothing"), 404, "not_found"),
+        (client.get("/v1/predict"), 405, "method_not_allowed"),
+    ]:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(("deaths", "status"), [(1, 200), (2, 503)])
+def test_a_question_over_which_an_engine_dies_is_asked_once_more(
+    client: httpx.Client, tmp_path: Path, deaths: int, status: int
+) -> None:
+    engine = FakeEngine.options(num_replicas=3, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=50)
+    patient = ARGS.model_copy(update={"request_timeout_s": 20.0})
+    ingress = Ingress.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=50)
+    serve.run(ingress.bind(engine.bind(), patient), name="mortal", route_prefix="/mortal")
+    flag = tmp_path / "lives"
+    flag.write_text("\n".join(["die"] * deaths))
+    try:
+        with httpx.Client(base_url=f"{client.base_url}/mortal", timeout=30) as http:
+            answer = ask(http, task="chat", prompt=f"die {flag}")
+    finally:
+        serve.delete("mortal")
+    assert answer.status_code == status, answer.text
+    assert flag.read_text() == ""
+    if status == 503:
+        assert answer.json()["error"]["code"] == "engine_lost"
 
 
 def test_health_readiness_and_models(client: httpx.Client) -> None:

@@ -95,3 +95,11 @@ def test_mirrored_and_cut_masks_are_those_of_the_pixels():
         assert rle.bounds(encoded) == spanned
     with pytest.raises(rle.RLEError, match="does not lie in"):
         rle.crop(encoded, 0, 0, width + 1, height)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (31, 17), (64, 200), (480, 640)])
+def test_a_mask_at_another_size_has_the_nearest_pixels(height: int, width: int):
+    for mask in _masks():
+        rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
+        columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
+        assert rle.resize(rle.encode(mask), height, width) == rle.encode(mask[np.ix_(rows, columns)])
