@@ -141,29 +141,30 @@ class Engine:
     @contextmanager
     def running(self) -> "Iterator[Engine]":
         """Run in a thread of its own; at the end all that was submitted is answered, or cancelled after an error."""
-        stopping = threading.Event()
-        thread = threading.Thread(target=self._run, args=(stopping,), name="padt-engine", daemon=True)
+        stopping, cancelling = threading.Event(), threading.Event()
+        thread = threading.Thread(target=self._run, args=(stopping, cancelling), name="padt-engine", daemon=True)
         thread.start()
         try:
             yield self
         except BaseException:
-            self.cancel_all()
+            cancelling.set()
             raise
         finally:
             stopping.set()
             self._waiting.wake()
             thread.join()
 
-    def cancel_all(self) -> None:
-        """Cancel whatever runs or waits."""
-        for row in [*self._passes.rows, *self._admitting, *self._waiting.rows()]:
-            row.ticket.cancel()
-
-    def _run(self, stopping: threading.Event) -> None:
+    def _run(self, stopping: threading.Event, cancelling: threading.Event) -> None:
         try:
-            while self.step() or not stopping.is_set():
-                if not self._passes.rows:
-                    self._waiting.wait(stopping.is_set)
+            while True:
+                # Between steps every request either waits or runs.
+                for row in [*self._passes.rows, *self._waiting.rows()] if cancelling.is_set() else []:
+                    row.ticket.cancel()
+                if self.step():
+                    continue
+                if stopping.is_set():
+                    return
+                self._waiting.wait(stopping.is_set)
         except BaseException as error:
             # Nobody shall wait for an engine that is no more.
             failure = RuntimeError(f"The engine has failed: {error}")

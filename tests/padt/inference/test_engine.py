@@ -503,9 +503,9 @@ def test_leaving_the_context_answers_what_was_submitted_and_an_error_cancels_it(
         tickets = [engine.submit(*one, SHORT) for one in mixed(5)]
     assert all(ticket.end(0).reason in ("stop", "length") for ticket in tickets)
     with pytest.raises(KeyError), engine.running():
-        ticket = engine.submit(*mixed(1)[0], long)
+        tickets = [engine.submit(picture(seed=seed), caption_request(), long) for seed in LONG]
         raise KeyError
-    assert ticket.end(0).reason == "cancelled"
+    assert [ticket.end(0).reason for ticket in tickets] == ["cancelled"] * 3
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
