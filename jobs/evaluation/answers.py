@@ -15,7 +15,7 @@ from padt.data.image import open_image
 from padt.data.tasks import GROUNDED_TASKS, TASKS
 from padt.errors import ImageError, UserError, install_command
 from pipelines.dataset.index import SetIndex, load_index
-from pipelines.loader.reader import RowReader
+from pipelines.loader.sample_source import RowReader
 
 logger = logging.getLogger(__name__)
 

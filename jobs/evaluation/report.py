@@ -21,7 +21,7 @@ from padt.metrics.detect import score_detect
 from padt.metrics.records import FoundObject, Scores
 from padt.metrics.refer import score_refer, score_refer_released
 from pipelines.io.storage import Folder
-from pipelines.loader.reader import RowReader
+from pipelines.loader.sample_source import RowReader
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"

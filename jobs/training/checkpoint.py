@@ -10,7 +10,7 @@ import posixpath
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class LoopState:
         plan: fingerprint of data, mixture, seed, batch size and world size (``Plan.fingerprint``).
         run_id: MLflow run, or None.
         samples: samples seen by all ranks.
+        quarantined: why samples were left out, by their identity.
     """
 
     step: int
@@ -45,6 +46,7 @@ class LoopState:
     plan: dict[str, Any]
     run_id: str | None
     samples: int
+    quarantined: dict[str, str] = field(default_factory=dict)
 
 
 def save(engine: Any, state: LoopState, folder: Path, rank: int) -> None:

@@ -21,7 +21,7 @@ from jobs.training import checkpoint
 from jobs.training.config import TrainConfig
 from jobs.training.deepspeed_engine import build_engine
 from jobs.training.meter import Meter, added_over_ranks, batch_counts, mean_losses, step_counts
-from jobs.training.metrics_log import Record
+from jobs.training.metrics_log import QUARANTINED, Record
 from jobs.training.optimizer import learning_rate, set_learning_rate
 from jobs.training.trainable import prepare_for_training, training_dtype
 from padt.data.collate import Batch
@@ -30,6 +30,7 @@ from padt.model.losses import LOSS_TERMS, LossCounts
 from pipelines.io.storage import Folder
 from pipelines.loader.plan import Plan
 from pipelines.loader.reader import TrainingReader
+from pipelines.loader.sample_source import check_quarantine
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,13 @@ def _report(folder: Path, step: int) -> None:
 def open_reader(job: TrainJob, rank: int, step: int) -> TrainingReader:
     """Reader of one rank's batches from optimiser step ``step`` on."""
     config = job.config
+
+    def notify(text: str) -> None:
+        # Any rank: the others wait for it and cannot speak.
+        logger.warning("%s", text)
+        if job.mailbox is not None:
+            job.mailbox.put.remote(Record(step, job.total_steps, {}, kind="note", text=text))
+
     return TrainingReader(
         job.plan,
         rank,
@@ -122,6 +130,7 @@ def open_reader(job: TrainJob, rank: int, step: int) -> TrainingReader:
         stop=job.total_steps * config.gradient_accumulation_steps,
         # A step takes all of its batches at once.
         options=replace(config.reader, prefetch=max(config.reader.prefetch, config.gradient_accumulation_steps)),
+        notify=notify,
     )
 
 
@@ -165,6 +174,7 @@ class Session:
         self.settings = job.config.loss
         self.step = 0
         self.samples = 0
+        self.quarantined: dict[str, str] = {}
         self._grad_norm: float | None = None
         # Dropout of adapters: each rank draws its own; a checkpoint brings the state back.
         torch.manual_seed(job.config.seed + 1 + rank)
@@ -184,7 +194,7 @@ class Session:
             UserError: the checkpoint is damaged.
         """
         state = checkpoint.load(self.engine, folder, self.rank)
-        self.step, self.samples = state.step, state.samples
+        self.step, self.samples, self.quarantined = state.step, state.samples, state.quarantined
 
     def run(self, reader: TrainingReader, report: Callable[[Path, int], None]) -> None:
         """Train to the last step.
@@ -194,7 +204,7 @@ class Session:
             report: called by all ranks together with a folder that holds this rank's part of a checkpoint.
 
         Raises:
-            UserError: a sample cannot be read, or the loss is not finite.
+            UserError: a shard or too many samples cannot be read, or the loss is not finite.
         """
         config, total = self.job.config, self.job.total_steps
         meter = Meter()
@@ -202,7 +212,7 @@ class Session:
         # A whole step's batches first: its losses are divided by the counts of all of them.
         read = iter(reader)
         while batches := list(islice(read, config.gradient_accumulation_steps)):
-            counts = step_counts([batch for _, batch in batches], self.engine.device, self.job.plan.world_size)
+            counts = self._counts([batch for _, batch in batches], reader.quarantined)
             for number, batch in batches:
                 self._train_batch(number, batch, counts, meter)
             self.samples += counts.samples
@@ -213,6 +223,26 @@ class Session:
             if config.checkpoint.every and self.step % config.checkpoint.every == 0 and self.step < total:
                 self._checkpoint(report)
         reader.close()
+
+    def _counts(self, batches: list[Batch], bad: dict[str, str]) -> LossCounts:
+        """Counts of a step over all ranks, which agree on the samples that are left out.
+
+        Raises:
+            UserError: these are more than may be.
+        """
+        world = self.job.plan.world_size
+        new = {name: reason for name, reason in bad.items() if name not in self.quarantined}
+        counts, lost = step_counts(batches, len(new), self.engine.device, world)
+        if lost:
+            of_ranks: list[Any] = [new] * world
+            if world > 1:
+                dist.all_gather_object(of_ranks, new)
+            for each in of_ranks:
+                for name in sorted(each):
+                    self.note(f"left out: {each[name]}")
+                self.quarantined |= each
+            check_quarantine(self.quarantined, self.job.config.reader.quarantine)
+        return counts
 
     def _train_batch(self, number: int, batch: Batch, counts: LossCounts, meter: Meter) -> None:
         tokens = int(batch.attention_mask.sum())
@@ -266,6 +296,8 @@ class Session:
         }
         if norm is not None:
             metrics["train/grad_norm"] = float(norm)
+        if self.quarantined:
+            metrics[QUARANTINED] = float(len(self.quarantined))
         self._send(Record(self.step, self.job.total_steps, metrics))
 
     def _epochs_done(self) -> float:
@@ -282,6 +314,7 @@ class Session:
             plan=self.job.plan.fingerprint(),
             run_id=self.job.run_id,
             samples=self.samples,
+            quarantined=self.quarantined,
         )
         with checkpoint.scratch_folder() as folder:
             checkpoint.save(self.engine, state, folder, self.rank)

@@ -71,21 +71,28 @@ class Meter:
 def batch_counts(batch: Batch) -> LossCounts:
     """Samples, objects and masks of one batch."""
     objects = batch.objects
-    return LossCounts(len(batch.keys), len(objects.counts), sum(mask is not None for mask in objects.masks))
+    # A placeholder for samples that were left out has no key.
+    return LossCounts(sum(map(bool, batch.keys)), len(objects.counts), sum(mask is not None for mask in objects.masks))
 
 
-def step_counts(batches: Sequence[Batch], device: torch.device, world_size: int) -> LossCounts:
+def step_counts(
+    batches: Sequence[Batch], left_out: int, device: torch.device, world_size: int
+) -> tuple[LossCounts, int]:
     """Samples, objects and masks of an optimiser step on all ranks, which must call this together (one collective).
 
     Args:
         batches: of this rank.
+        left_out: samples that were newly left out on this rank; those of all ranks are returned.
         device: that the collective runs on.
         world_size: number of ranks.
     """
     counts = [batch_counts(batch) for batch in batches]
     own = {each.name: sum(getattr(one, each.name) for one in counts) for each in fields(LossCounts)}
+    own["left_out"] = left_out
     whole = added_over_ranks({name: torch.tensor(float(n), device=device) for name, n in own.items()}, world_size)
-    return LossCounts(**{name: int(number) for name, number in whole.items()})
+    numbers = {name: int(number) for name, number in whole.items()}
+    lost = numbers.pop("left_out")
+    return LossCounts(**numbers), lost
 
 
 def added_over_ranks(sums: Mapping[str, torch.Tensor], world_size: int) -> dict[str, float]:

@@ -21,6 +21,8 @@ from pipelines.io.storage import Folder
 logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
+# Metric: samples that were left out so far because they could not be read; there where it is not 0.
+QUARANTINED = "data/quarantined"
 POLL_SECONDS = 0.5
 # How long a place rests after a failure, and after a success as a multiple of the time that it took.
 RETRY_SECONDS = 5.0

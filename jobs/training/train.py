@@ -16,7 +16,7 @@ from jobs.common.ray_session import ray_session
 from jobs.training.checkpoint import FOLDER, starting_point
 from jobs.training.config import TrainConfig
 from jobs.training.contamination import overlap_tags, warn_of_overlap
-from jobs.training.metrics_log import Courier, Mailbox, Record, RunLog
+from jobs.training.metrics_log import QUARANTINED, Courier, Mailbox, Record, RunLog
 from jobs.training.run_identity import RunIdentity
 from padt.errors import UserError
 from padt.pretrained.hub import is_hub_id
@@ -370,6 +370,7 @@ def _finish(
         "data_fingerprint": plan.mixture.fingerprint(),
         "samples_per_epoch": plan.samples_per_epoch,
         "left_out": {f"{name} {task}": lost for (name, task), (lost, _) in plan.skipped().items()},
+        "quarantined": int(log.latest.get(QUARANTINED, 0)),
         "result": {k: v for k, v in vars(result).items() if k not in ("skipped", "model_path")},
     }
     if run is not None:

@@ -1,34 +1,30 @@
 """Training reader: from a plan to collated batches of one rank.
 
-The pure core reads one row, renders and encodes it (``SampleSource``). The Ray edge runs that core in reading
+The pure core, ``SampleSource``, reads one row, renders and encodes it. The Ray edge runs that core in reading
 processes: Ray Data carries batch numbers in and encoded samples (bytes) out, in order, ahead of the consumer.
 """
 
 import logging
-import posixpath
 import queue
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from padt.data.collate import EncodedSample, collate
+from padt.data.collate import NO_PIXELS, EncodedSample, collate
 from padt.data.tasks import TaskOptions
-from padt.errors import ImageError, UserError, check_range
-from pipelines.dataset.index import SetIndex
-from pipelines.dataset.read import open_shard
-from pipelines.io.images import read_image
-from pipelines.loader.mixture import SampleRef
+from padt.errors import UserError, check_range
 from pipelines.loader.plan import Plan
-from pipelines.loader.sample import Drawer
+from pipelines.loader.sample_source import SampleSource, check_quarantine
 
 logger = logging.getLogger(__name__)
+
+# Seconds without a batch until it is said what is waited for, and between saying it again.
+_PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,9 @@ class ReaderOptions:
         segment: batches of one Ray Data execution; bounds its bookkeeping in long runs.
         cache_bytes: row groups kept in a reading process.
         memory_bytes: encoded samples that may wait in the object store.
+        quarantine: samples of a run that may be left out because they cannot be read or encoded, after several tries;
+            one more ends it.
+        wait_limit: seconds without a batch after which the run ends.
     """
 
     ray: bool = True
@@ -52,109 +51,14 @@ class ReaderOptions:
     segment: int = 4096
     cache_bytes: int = 256 * 2**20
     memory_bytes: int = 512 * 2**20
+    quarantine: int = 10
+    wait_limit: float = 600.0
 
     def __post_init__(self) -> None:
         for name in ("processes", "batches_per_task", "prefetch", "segment"):
             check_range(f"reader.{name}", getattr(self, name), 1)
-        for name in ("cache_bytes", "memory_bytes"):
+        for name in ("cache_bytes", "memory_bytes", "quarantine", "wait_limit"):
             check_range(f"reader.{name}", getattr(self, name), 0)
-
-
-class RowReader:
-    """Random access to the rows of a prepared set; keeps recently read row groups in memory."""
-
-    def __init__(self, index: SetIndex, cache_bytes: int = 256 * 2**20) -> None:
-        self._index = index
-        self._cache_bytes = cache_bytes
-        self._files: dict[int, tuple[pq.ParquetFile, np.ndarray]] = {}
-        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
-        self._held = 0
-
-    def row(self, number: int) -> dict[str, Any]:
-        """Row ``number`` of the index as a dictionary of plain values; the bytes of all its images are always filled.
-
-        Raises:
-            UserError: the shard or the linked image cannot be read (names key and file).
-        """
-        shard = int(self._index.shard[number])
-        key = self._index.keys[number].as_py()
-        path = self._index.shards[shard]
-        location = posixpath.join(self._index.url, path)
-        try:
-            row = self._read(shard, int(self._index.row[number]), path)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"Row {key} cannot be read from shard {location}: {error}. Prepare the data set again."
-            ) from error
-        if row["key"] != key:
-            raise UserError(f"Shard {location} has {row['key']} where {key} was: it changed after training began.")
-        for image in (row["image"], *(row.get("more_images") or ())):
-            if image is not None and image["bytes"] is None:
-                image["bytes"] = self._linked_image(image["path"], key)
-        return row
-
-    def _read(self, shard: int, position: int, path: str) -> dict[str, Any]:
-        if shard not in self._files:
-            self._files[shard] = _open(self._index.url, path)
-        file, ends = self._files[shard]
-        group = int(np.searchsorted(ends, position, side="right"))
-        table = self._groups.pop((shard, group), None)
-        if table is None:
-            table = file.read_row_group(group)
-            self._held += table.nbytes
-        self._groups[shard, group] = table
-        while self._held > self._cache_bytes and len(self._groups) > 1:
-            self._held -= self._groups.popitem(last=False)[1].nbytes
-        start = int(ends[group - 1]) if group else 0
-        return table.slice(position - start, 1).to_pylist()[0]
-
-    def _linked_image(self, path: str, key: str) -> bytes:
-        try:
-            return read_image(path)
-        except ImageError as error:
-            raise UserError(
-                f"The linked image of row {key} cannot be read: {error}. Put it back, or prepare the set without links."
-            ) from error
-
-
-def _open(url: str, path: str) -> tuple[pq.ParquetFile, np.ndarray]:
-    file = open_shard(url, path)
-    sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-    return file, np.cumsum(sizes)
-
-
-class SampleSource:
-    """Reads, renders and encodes the samples of a plan's batches; the same in every process and in tests."""
-
-    def __init__(self, plan: Plan, processor: Any, task: TaskOptions, cache_bytes: int = 256 * 2**20) -> None:
-        """Args: processor: has ``encode(Sample)``; task: draws, without class names (each set brings its own)."""
-        self._plan = plan
-        self._view = plan.reader()
-        self._processor = processor
-        indices = plan.mixture.indices
-        self._rows = [RowReader(index, cache_bytes // len(indices)) for index in indices]
-        self._drawers = [
-            Drawer(plan, number, replace(task, class_names=index.class_names)) for number, index in enumerate(indices)
-        ]
-
-    def batch(self, number: int, rank: int) -> list[Any]:
-        """Encoded samples of one rank in global batch ``number``.
-
-        Raises:
-            UserError: a row cannot be read or encoded; names its key and shard.
-        """
-        epoch, refs = self._view.batch(number, rank)
-        return [self.sample(ref, epoch) for ref in refs]
-
-    def sample(self, ref: SampleRef, epoch: int) -> Any:
-        """Encode one sample; a pure function of the data, the plan's seed, the epoch and the sample."""
-        row = self._rows[ref.set].row(ref.row)
-        try:
-            return self._processor.encode(self._drawers[ref.set].sample(row, ref, epoch))
-        except (UserError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
-            index = self._plan.mixture.indices[ref.set]
-            shard = posixpath.join(index.url, index.shards[int(index.shard[ref.row])])
-            raise UserError(f"Sample {ref.identity} (shard {shard}) cannot be trained on: {error}") from error
 
 
 class EncodeBatches:
@@ -173,15 +77,16 @@ class EncodeBatches:
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
         """Batch numbers ``item``, ``(batches,)`` -> one row of ``_BLOCK`` for each sample of the batches."""
-        rows: list[tuple[int, int, bytes, str | None]] = []
+        rows: list[tuple[int, int, bytes, str | None, str | None]] = []
         for number in block["item"].tolist():
             try:
-                batch = self._source.batch(number, self._rank)
+                batch, bad = self._source.readable(number, self._rank)
             except UserError as error:
                 # As data, not as an exception: Ray Data would retry it, and hand on no more than its text.
-                rows.append((number, self._padding, b"", str(error)))
+                rows.append((number, self._padding, b"", None, str(error)))
                 break
-            rows.extend((number, self._padding, sample.to_bytes(), None) for sample in batch)
+            rows.extend((number, self._padding, sample.to_bytes(), None, None) for sample in batch)
+            rows.extend((number, self._padding, b"", name, reason) for name, reason in bad.items())
         columns = [list(column) for column in zip(*rows, strict=True)]
         return pa.table(columns, schema=_BLOCK)
 
@@ -191,6 +96,7 @@ _BLOCK = pa.schema(
         ("batch", pa.int64()),
         ("padding", pa.int64()),
         ("sample", pa.large_binary()),
+        ("bad", pa.string()),
         ("error", pa.string()),
     ]
 )
@@ -198,17 +104,26 @@ _BLOCK = pa.schema(
 
 @dataclass(frozen=True)
 class _Uncollated:
-    """One batch on its way: its number, the padding token, and its samples."""
+    """One batch on its way: its number, the padding token, its samples, and why others are left out, by identity."""
 
     number: int
     padding: int
     samples: list[EncodedSample]
+    bad: dict[str, str]
+
+
+def _placeholder(padding: int) -> EncodedSample:
+    """In place of a batch that lost all of its samples: it has no key and no answer, and counts for nothing."""
+    nothing = np.zeros(1, bool)
+    return EncodedSample("", "", np.array([padding], np.int64), nothing, nothing, NO_PIXELS, (), ())
 
 
 class TrainingReader:
     """Iterates the collated batches of one rank, from any global batch on.
 
-    A thread fetches and collates ahead. ``wait_seconds`` is the time the consumer stood waiting.
+    A thread fetches and collates ahead. ``wait_seconds`` is the time the consumer stood waiting, ``quarantined`` why
+    samples of the batches so far were left out, by their identity. A batch that lost all of its samples has one without
+    key and answer.
 
     Args:
         plan: order of the run.
@@ -217,6 +132,7 @@ class TrainingReader:
         task: options of the draws.
         start, stop: first global batch, and the one after the last.
         options: processes and prefetch.
+        notify: takes a sentence about what is waited for.
     """
 
     def __init__(
@@ -229,8 +145,10 @@ class TrainingReader:
         start: int,
         stop: int,
         options: ReaderOptions | None = None,
+        notify: Callable[[str], object] = logger.warning,
     ) -> None:
         self._plan = plan
+        self._notify = notify
         self._rank = rank
         self._path = processor_path
         self._task = task
@@ -241,6 +159,7 @@ class TrainingReader:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self.wait_seconds = 0.0
+        self.quarantined: dict[str, str] = {}
 
     def start(self) -> None:
         """Begin to read ahead; iterating does it too."""
@@ -254,21 +173,51 @@ class TrainingReader:
         """Yield ``(global batch number, Batch)`` in order, once.
 
         Raises:
-            UserError: a sample cannot be read or encoded.
+            UserError: a shard cannot be read, or more samples than ``ReaderOptions.quarantine`` cannot be trained on.
         """
         self.start()
         try:
             while True:
                 begun = time.perf_counter()
-                entry = self._queue.get()
+                entry = self._next()
                 self.wait_seconds += time.perf_counter() - begun
                 if entry is None:
                     return
                 if isinstance(entry, BaseException):
                     raise entry
-                yield entry
+                number, batch, bad = entry
+                for name in bad.keys() - self.quarantined.keys():
+                    logger.warning("left out: %s", bad[name])
+                self.quarantined |= bad
+                check_quarantine(self.quarantined, self._options.quarantine)
+                yield number, batch
         finally:
             self.close()
+
+    def _next(self) -> Any:
+        waited = 0.0
+        while True:
+            pause = min(_PATIENCE, self._options.wait_limit - waited)
+            try:
+                return self._queue.get(timeout=max(0.0, pause))
+            except queue.Empty:
+                waited += pause
+            reason = f"rank {self._rank} has waited {waited:.0f} s for a batch: {self._awaited()}"
+            if waited >= self._options.wait_limit:
+                raise UserError(
+                    f"{reason}. Add CPUs or take fewer for the workers (each needs its own and reader.processes more), "
+                    "or set reader.ray=false to read in the workers; if reading is that slow, raise reader.wait_limit."
+                )
+            self._notify(reason)
+
+    def _awaited(self) -> str:
+        options = self._options
+        if not options.ray:
+            return "its reading thread gives none yet, so the storage is slow or does not answer"
+        import ray
+
+        free, there = (each.get("CPU", 0.0) for each in (ray.available_resources(), ray.cluster_resources()))
+        return f"its {options.processes} reading process(es) need a CPU each, and {free:g} of {there:g} are free"
 
     def close(self) -> None:
         """Stop reading ahead; safe to call twice."""
@@ -277,7 +226,8 @@ class TrainingReader:
     def _produce(self, batches: Iterator[_Uncollated]) -> None:
         try:
             for entry in batches:
-                if not self._put((entry.number, collate(entry.samples, entry.padding))):
+                samples = entry.samples or [_placeholder(entry.padding)]
+                if not self._put((entry.number, collate(samples, entry.padding), entry.bad)):
                     return
             self._put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
@@ -301,7 +251,7 @@ class TrainingReader:
     def _in_process(self, opened: tuple[SampleSource, int]) -> Iterator[_Uncollated]:
         source, padding = opened
         for number in range(self._first, self._stop):
-            yield _Uncollated(number, padding, source.batch(number, self._rank))
+            yield _Uncollated(number, padding, *source.readable(number, self._rank))
 
     def _with_ray(self) -> Iterator[_Uncollated]:
         import ray
@@ -319,15 +269,19 @@ class TrainingReader:
     def _segment(self, plan: Any, start: int, stop: int) -> Iterator[_Uncollated]:
         dataset = self._dataset(plan, start, stop)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for message in block["error"].drop_null().to_pylist():
-                raise UserError(message)
+            reasons, bad = block["error"].to_pylist(), block["bad"].to_pylist()
+            for reason, name in zip(reasons, bad, strict=True):
+                if reason is not None and name is None:
+                    raise UserError(reason)
             numbers = block["batch"].to_numpy()
             column = block["sample"]
             edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
             for first, last in zip(edges[:-1], edges[1:], strict=True):
                 # Views into the block's shared memory, not copies.
-                samples = [EncodedSample.from_bytes(column[i].as_buffer()) for i in range(first, last)]
-                yield _Uncollated(int(numbers[first]), block["padding"][first].as_py(), samples)
+                whole = [i for i in range(first, last) if bad[i] is None]
+                samples = [EncodedSample.from_bytes(column[i].as_buffer()) for i in whole]
+                left_out = {bad[i]: reasons[i] for i in range(first, last) if bad[i] is not None}
+                yield _Uncollated(int(numbers[first]), block["padding"][first].as_py(), samples, left_out)
 
     def _dataset(self, plan: Any, start: int, stop: int) -> Any:
         import ray

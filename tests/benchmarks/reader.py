@@ -27,7 +27,8 @@ from padt.data.tasks import TaskOptions
 from pipelines.loader.augment import AugmentOptions
 from pipelines.loader.mixture import SetSpec
 from pipelines.loader.plan import Plan, make_plan
-from pipelines.loader.reader import ReaderOptions, SampleSource, TrainingReader
+from pipelines.loader.reader import ReaderOptions, TrainingReader
+from pipelines.loader.sample_source import SampleSource
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.mini_set import scene_row, write_set
 

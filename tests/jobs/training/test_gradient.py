@@ -32,7 +32,7 @@ def rank_main(rank: int, world: int, port: int, model: str, url: str, folder: st
     from jobs.training.train import prepare_job
     from padt.data.collate import collate
     from padt.data.tasks import TaskOptions
-    from pipelines.loader.reader import SampleSource
+    from pipelines.loader.sample_source import SampleSource
 
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world))  # Ray Train sets these

@@ -14,7 +14,7 @@ from jobs.training.config import TrainConfig
 from jobs.training.train import run_train
 from padt.errors import UserError
 from tests.jobs.tiny_model import write_tiny_model
-from tests.pipelines.mini_set import write_mini_set
+from tests.pipelines.mini_set import scene_row, write_mini_set, write_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -148,3 +148,24 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_not_the_run(world, caplog, 
     result = run_train(config(world, tmp_path / "run", *changes))
     assert "goes on from the checkpoint of step 2" in caplog.text and "step-00000004" in caplog.text
     assert_same(weights(result.model_path), expected)
+
+
+def test_a_broken_picture_is_left_out_and_counted_on_all_ranks(world, tmp_path):
+    rows = [scene_row(number) for number in range(16)]
+    rows[5]["image"]["bytes"] = rows[5]["image"]["bytes"][:100]
+    url = write_set(tmp_path / "set", rows)
+    # One epoch has 8 steps of 2 samples.
+    changes = (f"data.sets.0={{url: {url}, tasks: {{detect: 1}}}}", "data.batching=null", "batch_size=1")
+    result = run_train(config(world, tmp_path / "run", *changes))
+    assert result.metrics["data/quarantined"] == 1
+    run = tmp_path / "run"
+    assert json.loads((run / "train_summary.json").read_text())["quarantined"] == 1
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first = min(record["step"] for record in records if "data/quarantined" in record)
+    states = {state.parent.name: json.loads(state.read_text()) for state in run.glob("checkpoints/step-*/state.json")}
+    # A run that goes on knows what it has left out.
+    for name, state in states.items():
+        assert len(state["quarantined"]) == (int(name.removeprefix("step-")) >= first)
+    assert states["step-00000006"]["samples"] == 12 - len(states["step-00000006"]["quarantined"])
+    with pytest.raises(UserError, match=r"1 sample\(s\) cannot be trained on.*lets 0.*mini/train/5"):
+        run_train(config(world, tmp_path / "other", *changes, "reader.quarantine=0"))

@@ -38,7 +38,7 @@ class Batches:
     """Stands in for the reader: given batches from a step on."""
 
     def __init__(self, batches, first):
-        self.batches, self.first, self.wait_seconds = batches, first, 0.0
+        self.batches, self.first, self.wait_seconds, self.quarantined = batches, first, 0.0, {}
 
     def __iter__(self):
         return iter(list(enumerate(self.batches))[self.first :])
@@ -56,7 +56,7 @@ def rank_main(rank: int, port: int, model: str, url: str, folder: str) -> None:
     from jobs.training.loop import Session, TrainJob, load_for_training
     from padt.data.collate import collate
     from padt.data.tasks import TaskOptions
-    from pipelines.loader.reader import SampleSource
+    from pipelines.loader.sample_source import SampleSource
 
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2")  # Ray Train sets these

@@ -16,7 +16,8 @@ from pipelines.inspection.inspect import inspect
 from pipelines.io.storage import Folder
 from pipelines.loader.mixture import SetSpec
 from pipelines.loader.plan import make_plan
-from pipelines.loader.reader import ReaderOptions, RowReader, TrainingReader
+from pipelines.loader.reader import ReaderOptions, TrainingReader
+from pipelines.loader.sample_source import RowReader
 from pipelines.prepare.claim import _Claim, claimed
 from pipelines.prepare.run import PrepareOptions
 from tests.jobs.tiny_model import write_tiny_model

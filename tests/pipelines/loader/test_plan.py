@@ -16,8 +16,9 @@ from pipelines.loader.length_estimates import set_lengths
 from pipelines.loader.mixture import SetSpec
 from pipelines.loader.negatives import sentence_pool
 from pipelines.loader.plan import make_plan
-from pipelines.loader.reader import ReaderOptions, RowReader, SampleSource, TrainingReader
+from pipelines.loader.reader import ReaderOptions, TrainingReader
 from pipelines.loader.sample import Drawer, joined
+from pipelines.loader.sample_source import RowReader, SampleSource
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.mini_set import scene_row, write_mini_set
 
