@@ -1,16 +1,14 @@
 """The engine: many requests at once, each answered as if it were alone, and none paying for another."""
 
-import io
 import threading
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from padt.errors import ImageError, UserError
-from padt.inference.engine import CancelledError, Ended, Engine, EngineBusyError, EngineLimits, ObjectFound, TextPiece
+from padt.errors import UserError
+from padt.inference.engine import CancelledError, Ended, Engine, EngineLimits, ObjectFound, TextPiece
 from padt.inference.predict import GenerationSettings, caption_request, detect_request, predict, refer_request
 from padt.inference.requests import Request, chat_request, text_request
 from padt.inference.stream import Finished, stream
@@ -279,172 +277,6 @@ def test_the_longest_row_does_not_pad_others(random_model):
     assert [rows for rows, _ in prompts] == [1, 1] and prompts[0][1] < 60 and prompts[1][1] > 252
     assert tuple(step) == (2, 1) and engine.waiting_rows == 6
     engine.run_until_idle()
-
-
-# ---------------------------------------------------------------------- what is kept of pictures
-
-
-def encoded(image):
-    handle = io.BytesIO()
-    image.save(handle, "PNG")
-    return handle.getvalue()
-
-
-def test_more_questions_about_a_picture_cost_their_words_only(random_model):
-    image = encoded(picture(120, 90))
-    asked = [(image, refer_request(f"thing {n}")) for n in range(4)]
-    engine = Engine(random_model, SMALL)
-    (first,) = answers(engine, asked[:1])
-    with counted(random_model.model.visual) as vision, counted(random_model.model.language_model) as language:
-        found = answers(engine, asked[1:])
-    assert not vision, "the picture must not be seen again"
-    patches = first.grid[0] * first.grid[1]
-    whole = random_model.processor.prompt_ids(asked[1][1].prompt, [patches])
-    prefix = max(place for place, token in enumerate(whole) if token == random_model.processor.image_token_id) + 1
-    assert language[0].last_hidden_state.shape[:2] == (3, len(whole) - prefix)
-    for (images, request), prediction in zip(asked, [first, *found], strict=True):
-        assert_same(prediction, predict(random_model, [images], [request], SHORT)[0])
-
-
-@pytest.mark.parametrize("cache_mb", [0, 64])
-def test_questions_that_come_together_share_their_picture(random_model, cache_mb):
-    """The same in one admission, whether anything is kept after it or not."""
-    image = picture(120, 90)
-    asked = [(image, refer_request(f"thing {n}")) for n in range(5)] + [(picture(seed=3), caption_request())]
-    engine = Engine(random_model, EngineLimits(max_rows=8, max_length=512, cache_mb=cache_mb))
-    with counted(random_model.model.visual) as vision, counted(random_model.model.language_model) as language:
-        found = answers(engine, asked)
-    assert len(vision) == 1
-    rows = [len(output.last_hidden_state) for output in language if output.last_hidden_state.shape[1] > 1]
-    assert sum(rows) == 6 and 4 in rows, "four questions must be read after the one that brought the picture"
-    for (images, request), prediction in zip(asked, found, strict=True):
-        assert_same(prediction, predict(random_model, [images], [request], SHORT)[0])
-    assert bool(engine.cache.nbytes) == bool(cache_mb)
-
-
-def test_pictures_are_told_apart_by_content(random_model):
-    """Equal pixels in another shape, another picture of the same size, the same pictures in another order."""
-    first, second = picture(112, 84, 1), picture(112, 84, 2)
-    turned = Image.fromarray(np.asarray(first).reshape(112, 84, 3))
-    engine = Engine(random_model, SMALL)
-    request = detect_request(["cat"])
-    asked = [(first, request), (second, request), (turned, request)]
-    asked += [([first, second], request), ([second, first], request), ([first, first], request)]
-    for images, one in asked:
-        (found,) = answers(engine, [(images, one)])
-        assert_same(found, predict(random_model, [images], [one], SHORT)[0])
-    with counted(random_model.model.visual) as vision:
-        answers(engine, [([turned, second], request)])
-    assert not vision, "pictures that are known one by one are known together"
-
-
-def test_the_cache_is_bounded_and_forgets_the_oldest(random_model):
-    limits = EngineLimits(max_rows=2, max_length=512, cache_mb=0.1)
-    engine = Engine(random_model, limits)
-    request = refer_request("it")
-    for n in range(12):
-        answers(engine, [(picture(seed=n), request)])
-        assert 0 < engine.cache.nbytes <= 0.1 * 2**20
-    with counted(random_model.model.visual) as vision:
-        answers(engine, [(picture(seed=11), request)])
-        assert not vision
-        (again,) = answers(engine, [(picture(seed=0), request)])
-        assert len(vision) == 1
-    assert_same(again, predict(random_model, [picture(seed=0)], [request], SHORT)[0])
-
-
-# ---------------------------------------------------------------------- limits and errors
-
-
-def test_what_is_beyond_the_limits_is_refused_when_submitted(random_model):
-    engine = Engine(
-        random_model, EngineLimits(max_rows=2, max_length=200, admit_tokens=150, admit_patches=50, max_waiting=2)
-    )
-    with pytest.raises(UserError, match="send smaller or fewer pictures"):
-        engine.submit(picture(400, 300), caption_request(), SHORT)
-    with pytest.raises(UserError, match="send less text or smaller pictures"):
-        engine.submit(None, "word " * 40, SHORT)
-    with pytest.raises(UserError, match="max_new_tokens of at most 1[0-9][0-9]"):
-        engine.submit(None, "word", GenerationSettings(max_new_tokens=190))
-    with pytest.raises(UserError, match="num_beams=1"):
-        engine.submit(None, "word", GenerationSettings(num_beams=2))
-    with pytest.raises(UserError, match="needs an image"):
-        engine.submit(None, caption_request(), SHORT)
-    with pytest.raises(ImageError, match="not a readable image"):
-        engine.submit(b"no picture", caption_request(), SHORT)
-    assert engine.waiting_rows == 0
-    tickets = [engine.submit(None, "word", SHORT) for _ in range(2)]
-    with pytest.raises(EngineBusyError, match="try again later"):
-        engine.submit(None, "word", SHORT)
-    engine.run_until_idle()
-    assert all(ticket.end().reason in ("stop", "length") for ticket in tickets)
-    with pytest.raises(UserError, match="max_rows"):
-        EngineLimits(max_rows=0)
-
-
-def test_an_answer_may_fill_its_slot_to_the_end(random_model):
-    prompt = len(random_model.processor.prompt_ids("hello"))
-    engine = Engine(random_model, EngineLimits(max_rows=2, max_length=prompt + 40))
-    settings = GenerationSettings(max_new_tokens=40)
-    (found,) = answers(engine, [([], text_request("hello"))], settings)
-    assert found.token_ids == predict(random_model, None, "hello", settings)[0].token_ids
-
-
-@pytest.mark.parametrize(
-    ("name", "from_step"),
-    [("_look", 0), ("_prefill", 0), ("_logits", 0), ("_logits", 3), ("decode", 3), ("objects", 0)],
-)
-def test_an_error_ends_its_own_request_only(random_model, name, from_step, monkeypatch, caplog):
-    """Whatever fails for one request, wherever: the others are answered as if nothing had been."""
-    asked = [(picture(60 + 28 * n, 90, n), detect_request(["person"])) for n in range(5)]
-    engine = Engine(random_model, EngineLimits(max_rows=8, max_length=512))
-    tickets = [engine.submit(*one, SHORT) for one in asked]
-    marked = tickets[2]
-
-    def failing(work):
-        def run(items, *args):
-            rows = [item[0] if isinstance(item, tuple) else item for item in items]
-            if any(row.ticket is marked for row in rows) and engine.steps >= from_step:
-                raise RuntimeError("out of memory")
-            return work(items, *args)
-
-        return run
-
-    monkeypatch.setattr(engine._passes, name, failing(getattr(engine._passes, name)))
-    engine.run_until_idle()
-    monkeypatch.undo()
-    assert marked.end().reason == "error" and caplog.text.count("A request has failed") == 1
-    with pytest.raises(RuntimeError, match="out of memory"):
-        marked.result()
-    for ticket, (images, request) in zip(tickets, asked, strict=True):
-        if ticket is not marked:
-            assert_same(ticket.result(0), predict(random_model, [images], [request], SHORT)[0])
-    assert not engine._passes._slots.states.any()
-
-
-def test_a_listener_that_fails_cancels_its_request(random_model, caplog):
-    def fail(event):
-        raise ValueError("the client is gone")
-
-    engine = Engine(random_model, SMALL)
-    gone = engine.submit(
-        picture(seed=LONG[0]), caption_request(), GenerationSettings(max_new_tokens=300), listener=fail
-    )
-    other = engine.submit(picture(), caption_request(), SHORT)
-    engine.run_until_idle()
-    assert gone.end().reason == "cancelled" and other.result() and engine.steps < 30
-    assert "the client is gone" in caplog.text
-
-
-def test_a_model_without_masks_for_each_row_is_refused(random_model):
-    model = tiny_model()
-    model.model.language_model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(UserError, match='attn_implementation="sdpa"'):
-        Engine(model)
-    model = tiny_model()
-    model.processor = None
-    with pytest.raises(UserError, match="no processor"):
-        Engine(model)
 
 
 # ---------------------------------------------------------------------- sampling
