@@ -2,7 +2,6 @@
 
 import io
 import json
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -128,7 +127,7 @@ def test_a_killed_preparation_leaves_out_the_same_images_when_it_goes_on(tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         prepare(options, execute=killed)
-    prepare_here(replace(options, overwrite=False))
+    prepare_here(options)
     assert content_of(tmp_path / "train") == before
 
 
