@@ -20,8 +20,8 @@ from rich.filesize import decimal
 
 from padt.data.image import ResizePolicy
 from padt.errors import ImageError, UserError
+from pipelines.images.locate import PlannedImage
 from pipelines.io.storage import Folder
-from pipelines.prepare.locate import PlannedImage
 from pipelines.prepare.rows import piece_ids
 from pipelines.sources.base import ImageEntry, Piece, Reject, Source
 

@@ -12,7 +12,7 @@ from padt.errors import ImageError
 from pipelines.dataset.caption_tags import ground, is_finished, tagged
 from pipelines.dataset.losses import Notes
 from pipelines.dedup.hashes import content_hash
-from pipelines.prepare.images import Measured, measure
+from pipelines.images.contents import Measured, measure
 from pipelines.prepare.objects import ItemError, build_objects
 from pipelines.sources.base import ImageEntry, Piece, Reject, annotation_id, plain_text, whole_number
 

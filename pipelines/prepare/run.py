@@ -18,13 +18,13 @@ from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest, SourceFile
 from pipelines.dataset.schema import REJECT_KINDS, SCHEMA_VERSION
 from pipelines.dedup.exclude import Exclusion, load_compared, load_exclusion
+from pipelines.images.folders import ImageFolders
+from pipelines.images.locate import PlannedImage, described, locate_images
 from pipelines.io.reading import hash_file, is_local
 from pipelines.io.storage import Folder
 from pipelines.io.transport import transport_errors
 from pipelines.prepare.claim import claimed
 from pipelines.prepare.finalize import finish
-from pipelines.prepare.image_folders import ImageFolders
-from pipelines.prepare.locate import PlannedImage, described, locate_images
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
 from pipelines.prepare.plan import PLAN_NAME, SetPlan, cut_shards, plan_hash, read_plan, write_groups
 from pipelines.prepare.rows import RowContext

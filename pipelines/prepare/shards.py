@@ -20,8 +20,8 @@ from pipelines.dataset.losses import Notes
 from pipelines.dataset.schema import REJECT_SCHEMA, SHARD_SCHEMA, leaf_columns
 from pipelines.dedup.exclude import Exclusion
 from pipelines.dedup.hashes import content_hash, source_id
+from pipelines.images.contents import ImagesAhead, measure
 from pipelines.io.storage import Folder
-from pipelines.prepare.images import ImagesAhead, measure
 from pipelines.prepare.plan import WORK, read_group
 from pipelines.prepare.rows import RowContext, build_row, embedded_pictures
 from pipelines.sources.base import Piece, Reject

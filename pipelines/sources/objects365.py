@@ -5,7 +5,7 @@ What is known to be wrong with them, and where it is put right:
 - names of categories are misspelt or oddly spaced: here;
 - width and height of many images are those before the EXIF orientation: ``pipelines.prepare.rows`` measures the image;
 - images are missing or cut off: they are rejected one by one;
-- files are listed as ``images/v1/patch0/NAME.jpg`` and unpack to ``patch0/NAME.jpg``: ``pipelines.prepare.images``
+- files are listed as ``images/v1/patch0/NAME.jpg`` and unpack to ``patch0/NAME.jpg``: ``pipelines.images.contents``
   finds both;
 - ``isfake`` marks drawn or printed objects, and ``iscrowd`` groups: groups are kept as crowds, and fakes are kept
   unless they are not wanted.

@@ -17,8 +17,8 @@ from padt.errors import UserError
 from pipelines.dataset.index import load_index
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.schema import REJECT_REASONS, REJECT_SCHEMA, SHARD_SCHEMA
-from pipelines.prepare.image_folders import ImageFolders
-from pipelines.prepare.locate import PlannedImage
+from pipelines.images.folders import ImageFolders
+from pipelines.images.locate import PlannedImage
 from pipelines.prepare.plan import cut_shards
 from pipelines.prepare.run import PrepareOptions, execute_here, execute_on_ray, prepare
 from pipelines.prepare.shards import ROW_GROUP_ROWS

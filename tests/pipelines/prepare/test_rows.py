@@ -10,7 +10,7 @@ from padt.data import rle
 from padt.data.image import ResizePolicy
 from padt.data.patches import unpack_patches
 from padt.errors import ImageError
-from pipelines.prepare.images import measure
+from pipelines.images.contents import measure
 from pipelines.prepare.rows import RowContext, build_row
 from pipelines.sources.base import ImageEntry, Piece
 from pipelines.sources.segmentation import mask_of

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
 from padt.errors import ImageError, UserError
+from pipelines.images.listing import Listing, Tree
+from pipelines.images.names import COCO_FOLDERS, PICTURE_ENDINGS, Reading, other_years, readings
 from pipelines.io.archives import archive_url
 from pipelines.io.reading import reaching, read_file, resolve
 from pipelines.io.transport import RefusedError, is_web
-from pipelines.prepare.image_listing import Listing, Tree
-from pipelines.prepare.image_names import COCO_FOLDERS, PICTURE_ENDINGS, Reading, other_years, readings
 
 # Levels that a lone folder in a folder or archive is followed down, and folders that a hint is looked for in.
 _MOST_LEVELS = 4

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.images.names import folded
 from pipelines.io.archives import ArchiveUrl, open_archive
 from pipelines.io.reading import is_local
-from pipelines.prepare.image_names import folded
 
 # Encodings of names in zips that say nothing about it.
 _ENCODINGS = ("utf-8", "gb18030", "cp932", "cp949", "big5")

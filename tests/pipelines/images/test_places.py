@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from padt.errors import ImageError, UserError
+from pipelines.images.contents import ImagesAhead
+from pipelines.images.folders import ImageFolders
 from pipelines.inspection.inspect import inspect
 from pipelines.io import reading, transport
 from pipelines.io.images import read_image
 from pipelines.io.reading import hash_file, open_input
-from pipelines.prepare.image_folders import ImageFolders
-from pipelines.prepare.images import ImagesAhead
 from pipelines.prepare.run import PrepareOptions
 from tests.pipelines.coco_files import (
     content_of,

@@ -8,13 +8,13 @@ import zipfile
 import pytest
 
 from padt.errors import ImageError, UserError
+from pipelines.images import listing
+from pipelines.images.contents import ImagesAhead, read_first
+from pipelines.images.folders import ImageFolders
+from pipelines.images.locate import locate_images
+from pipelines.images.names import readings
 from pipelines.io import transport
 from pipelines.io.images import read_image
-from pipelines.prepare import image_listing
-from pipelines.prepare.image_folders import ImageFolders
-from pipelines.prepare.image_names import readings
-from pipelines.prepare.images import ImagesAhead, read_first
-from pipelines.prepare.locate import locate_images
 from pipelines.sources.base import Header, ImageEntry
 from tests.pipelines.coco_files import image_bytes, options_for, prepare_here, write_coco
 from tests.pipelines.web_server import serving
@@ -177,7 +177,7 @@ def test_each_folder_is_listed_once(tmp_path, monkeypatch):
     root = _put(tmp_path, *names)
     listed = []
     scan = os.scandir
-    monkeypatch.setattr(image_listing.os, "scandir", lambda path: listed.append(path) or scan(path))
+    monkeypatch.setattr(listing.os, "scandir", lambda path: listed.append(path) or scan(path))
     assert _located(ImageFolders([root]), *names, *[f"x/{number}/no.png" for number in range(50)])[0] == (
         names + [None] * 50
     )

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from padt.errors import ImageError
 from pipelines.dataset.losses import Notes
-from pipelines.prepare.image_folders import Found, ImageFolders
-from pipelines.prepare.image_names import picture_of
+from pipelines.images.folders import Found, ImageFolders
+from pipelines.images.names import picture_of
 from pipelines.sources.base import Header, ImageEntry, Reject
 
 
