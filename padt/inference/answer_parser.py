@@ -7,6 +7,9 @@ by token: an answer that is still being written is read the same way as a whole 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unicodedata import category
+
+from padt.inference.noun_phrase import noun_phrase
 
 _QUOTED = re.compile(r'"(.*)"', re.DOTALL)
 _BREAK = re.compile(r"[.,;:()]")
@@ -17,8 +20,8 @@ class AnswerGroup:
     """Consecutive VRTs of an answer: one object.
 
     Attributes:
-        label: words in double quotes before the group, else the phrase right before it; kept for the groups that
-            follow without new words (``(V V, V V)``).
+        label: words in double quotes before the group, else the noun phrase right before it (``noun_phrase``); kept
+            for the groups that follow without new words (``(V V, V V)``).
         vrts: patch indices of the sample, in order of writing.
         span: token span ``(start, end)`` in the answer, end exclusive.
         image: image of the sample that the patches belong to.
@@ -163,14 +166,15 @@ def parse_answer(
 def label_of(text: str, previous: str) -> str:
     """The label that a stretch of text gives to the group after it.
 
-    Quoted words win, from the first to the last quote, so that a label may itself hold quotes; then the phrase since
-    the last mark; a stretch without words leaves the previous label in force.
+    Quoted words win, from the first to the last quote, so that a label may itself hold quotes; then the noun phrase
+    at the end of what came since the last mark; a stretch without a noun leaves the previous label in force.
     """
     quoted = _QUOTED.search(text)
     if quoted:
         return quoted.group(1)
-    phrase = _BREAK.split(text.rstrip(" (["))[-1].strip()
-    return phrase if any(letter.isalnum() for letter in phrase) else previous
+    phrase = noun_phrase(_BREAK.split(text.rstrip(" (["))[-1])
+    # Pictures are words too; torn characters show as one.
+    return phrase if any(letter.isalnum() or category(letter) == "So" for letter in phrase) else previous
 
 
 def _image_of(vrt: int, patch_counts: Sequence[int]) -> int | None:
