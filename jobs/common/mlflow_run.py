@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from jobs.common.config_tree import flatten
+from padt.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +24,35 @@ METRICS_PER_BATCH = 1000
 def tracking_uri() -> str:
     """``MLFLOW_TRACKING_URI`` where set, else a SQLite file in the working folder (MLflow refuses plain folders)."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def check_server(uri: str, seconds: float = 5.0) -> None:
+    """Make sure, within seconds, that a tracking server is there; MLflow itself would try for minutes.
+
+    Args:
+        uri: of the server; a database or a folder is not asked.
+        seconds: how long one of two tries may take.
+
+    Raises:
+        UserError: nobody answers.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    for last in (False, True):
+        try:
+            urlopen(f"{uri.rstrip('/')}/health", timeout=seconds).close()
+            return
+        except HTTPError:
+            # Whoever refuses is there.
+            return
+        except OSError as error:
+            if last:
+                reason = getattr(error, "reason", error)
+                raise UserError(
+                    f"The MLflow server {uri} does not answer ({reason}): start it, correct MLFLOW_TRACKING_URI, or "
+                    "set tracking.enabled=false."
+                ) from error
+        time.sleep(1)
 
 
 def client() -> Any:

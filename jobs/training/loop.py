@@ -5,6 +5,7 @@ import math
 import os
 import posixpath
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ from jobs.training.trainable import prepare_for_training, training_dtype
 from padt.data.collate import Batch
 from padt.errors import UserError
 from padt.model.losses import LOSS_TERMS, LossCounts
-from pipelines.io.storage import Folder
+from pipelines.io.storage import Folder, no_room
 from pipelines.loader.plan import Plan
 from pipelines.loader.reader import TrainingReader
 from pipelines.loader.sample_source import check_quarantine
@@ -175,6 +176,7 @@ class Session:
         self.step = 0
         self.samples = 0
         self.quarantined: dict[str, str] = {}
+        self.skipped = 0
         self._grad_norm: float | None = None
         # Dropout of adapters: each rank draws its own; a checkpoint brings the state back.
         torch.manual_seed(job.config.seed + 1 + rank)
@@ -261,11 +263,15 @@ class Session:
             )
         # DeepSpeed averages over ranks and batches of the step; the total is scaled for that.
         self.engine.backward(output.total)
-        if self.engine.is_gradient_accumulation_boundary():
+        # The engine counts on in its step.
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        if boundary:
             rate = learning_rate(self.step, self.job.total_steps, self.job.config.optimizer)
             set_learning_rate(self.engine.optimizer, rate, self.scales)
             self._norm_before_step()
         self.engine.step()
+        if boundary:
+            self._check_step()
         own = batch_counts(batch)
         divisors = own if self.settings.average == "rank" else counts
         meter.add(total, output.parts, own=own, divisors=divisors, tokens=tokens)
@@ -274,10 +280,35 @@ class Session:
         """Without ZeRO DeepSpeed clips but does not tell the norm; with it the engine knows after the step."""
         config = self.job.config
         self._grad_norm = None
-        logged = (self.step + 1) % config.log_every == 0 or self.step + 1 == self.job.total_steps
-        if logged and config.zero_stage == 0 and config.precision == "fp32":
+        if config.zero_stage == 0 and config.precision == "fp32":
             gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+            self._check_norm(self._grad_norm)
+
+    def _check_step(self) -> None:
+        """Tell of a step that DeepSpeed left out, and end before weights are saved that a bad gradient has spoilt.
+
+        Raises:
+            UserError: the gradient is not finite, and was applied.
+        """
+        if not self.engine.was_step_applied():
+            self.skipped += 1
+            self.note(
+                f"step {self.step + 1} was left out: its gradient is not finite ({self.skipped} such step(s) so far). "
+                "Where this goes on, lower optimizer.lr"
+            )
+            return
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None:
+            self._check_norm(float(norm))
+
+    def _check_norm(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise UserError(
+                f"The gradient of step {self.step + 1} is not finite (norm {norm}), although the loss is: lower "
+                "optimizer.lr, or set optimizer.max_grad_norm, and run the command again; it goes on from the last "
+                "checkpoint."
+            )
 
     def _log(self, meter: Meter, waited: float) -> None:
         """Average over all ranks (one collective) and send a record."""
@@ -294,8 +325,10 @@ class Session:
             "perf/data_wait_frac": sums["wait_share"] / world,
             "perf/step_seconds": seconds * self.job.config.gradient_accumulation_steps / meter.batches,
         }
-        if norm is not None:
+        if norm is not None and math.isfinite(norm):
             metrics["train/grad_norm"] = float(norm)
+        if self.skipped:
+            metrics["train/skipped_steps"] = float(self.skipped)
         if self.quarantined:
             metrics[QUARANTINED] = float(len(self.quarantined))
         self._send(Record(self.step, self.job.total_steps, metrics))
@@ -316,9 +349,18 @@ class Session:
             samples=self.samples,
             quarantined=self.quarantined,
         )
-        with checkpoint.scratch_folder() as folder:
-            checkpoint.save(self.engine, state, folder, self.rank)
-            report(folder, self.step)
+        try:
+            with checkpoint.scratch_folder() as folder:
+                checkpoint.save(self.engine, state, folder, self.rank)
+                report(folder, self.step)
+        except Exception as error:
+            if not no_room(error):
+                raise
+            raise UserError(
+                f"The checkpoint of step {self.step} cannot be written: no space is left in {self.job.config.output}, "
+                f"or in the temporary folder {tempfile.gettempdir()} of {socket.gethostname()}. Make room, or name "
+                "another temporary folder by TMPDIR, and run the command again: it goes on from the checkpoint before."
+            ) from error
 
     def export(self) -> None:
         """Write the trained model to ``<output>/model``; all ranks take part (ZeRO 3 gathers the weights).

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from jobs.common.mlflow_run import TrackedRun, start_run
+from jobs.common.mlflow_run import TrackedRun, check_server, start_run, tracking_uri
 from jobs.common.model_reference import fetched, is_remote, resolve_model
 from jobs.common.ray_session import ray_session
+from jobs.common.shared_output import check_shared
 from jobs.training.checkpoint import FOLDER, starting_point
 from jobs.training.config import TrainConfig
 from jobs.training.contamination import overlap_tags, warn_of_overlap
@@ -73,6 +74,8 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
     if finished is not None:
         logger.info("%s is finished already: nothing to do", config.output)
         return finished
+    if config.tracking.enabled:
+        check_server(tracking_uri())
     job_plan, total, warm = prepare_job(config)
     if config.data.eval_sets:
         overlaps = warn_of_overlap([each.url for each in config.data.sets], config.data.eval_sets)
@@ -84,6 +87,7 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
         # MLflow opens its database while Ray starts: both take seconds.
         tracked = pool.submit(_start_tracking, config, identity, run_id) if config.tracking.enabled else None
         with ray_session():
+            check_shared(config.output, config.gpu)
             timings["ray"] = time.monotonic() - begun - timings["plan"]
             run = tracked.result() if tracked else None
             timings["ray_and_mlflow"] = time.monotonic() - begun - timings["plan"]

@@ -260,7 +260,7 @@ class Folder:
         try:
             yield
         except Exception as error:
-            if not _no_room(error):
+            if not no_room(error):
                 raise
             raise UserError(
                 f"{self.url} cannot be written: no space is left in {where} and run the command again."
@@ -358,7 +358,8 @@ def _upload(fs: Any, path: str) -> Iterator[IO[bytes]]:
     handle.close()
 
 
-def _no_room(error: Exception) -> bool:
+def no_room(error: Exception) -> bool:
     """Whether a disk was full; the libraries of weights and of temporary folders say so in words of their own."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return full or any(words in str(error) for words in ("No space left on device", "No usable temporary directory"))
+    words = ("No space left on device", "No usable temporary directory", "PytorchStreamWriter failed writing file")
+    return full or any(each in str(error) for each in words)

@@ -1,8 +1,14 @@
 """MLflow: one run after a restart, no step twice, parents and limits."""
 
+import http.server
+import socket
+import threading
+import time
+
 import pytest
 
-from jobs.common.mlflow_run import client, start_run, tracking_uri
+from jobs.common.mlflow_run import check_server, client, start_run, tracking_uri
+from padt.errors import UserError
 
 
 @pytest.fixture
@@ -39,3 +45,30 @@ def test_a_resumed_run_is_one_run_without_doubled_steps(store):
     assert (store / "mlruns").is_dir()
     # A run that is gone is replaced, not an error.
     assert start_run("exp", "stage", run_id="0" * 32).run_id != run.run_id
+
+
+def test_a_server_that_is_not_there_is_said_within_seconds(monkeypatch):
+    # MLflow's own tries took 266 s, and ended in a traceback.
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    begun = time.monotonic()
+    with pytest.raises(
+        UserError, match=rf"MLflow server http://127\.0\.0\.1:{port} does not answer.*tracking\.enabled"
+    ):
+        check_server(f"http://127.0.0.1:{port}")
+    assert time.monotonic() - begun < 5
+    check_server("sqlite:///nowhere.db")
+
+
+def test_a_server_that_refuses_is_there():
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(403)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        check_server(f"http://127.0.0.1:{server.server_port}")

@@ -1,0 +1,119 @@
+"""What a worker does when a step goes wrong, on an engine that only plays DeepSpeed."""
+
+import errno
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from jobs.common.config_tree import build_config
+from jobs.training.config import TrainConfig
+from jobs.training.loop import Session, TrainJob, open_reader
+from jobs.training.train import prepare_job
+from padt.errors import UserError
+from padt.model.losses import LOSS_TERMS
+from tests.jobs.tiny_model import write_tiny_model
+from tests.pipelines.mini_set import write_mini_set
+
+STEPS, BAD = 4, 2
+
+
+class Engine:
+    """One weight; the gradient of step ``BAD`` is infinite."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, skips: bool) -> None:
+        self.module = torch.nn.Linear(1, 1, bias=False)
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1.0)
+        self.skips, self.steps, self.applied = skips, 0, True
+
+    def __call__(self, **_):
+        return SimpleNamespace(total=self.module.weight.sum(), parts=dict.fromkeys(LOSS_TERMS, torch.zeros(())))
+
+    def backward(self, total):
+        self.optimizer.zero_grad()
+        total.backward()
+        if self.steps + 1 == BAD:
+            self.module.weight.grad.fill_(float("inf"))
+
+    def is_gradient_accumulation_boundary(self):
+        return True
+
+    def step(self):
+        self.steps += 1
+        self.applied = not (self.skips and self.steps == BAD)
+        if self.applied:
+            self.optimizer.step()
+
+    def was_step_applied(self):
+        return self.applied
+
+    def get_global_grad_norm(self):
+        return None if not self.skips else float(self.module.weight.grad.norm())
+
+    def save_checkpoint(self, *_, **__):
+        pass
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("loop")
+    return {"model": write_tiny_model(root / "tiny"), "output": str(root / "run")}, write_mini_set(root / "set", 8)
+
+
+def session_of(world, engine, *overrides):
+    places, data = world
+    tree = {**places, "data": {"sets": [{"url": data}]}, "steps": STEPS, "batch_size": 1, "reader": {"ray": False}}
+    tree |= {"log_every": 1, "checkpoint": {"every": 1}, "zero_stage": 0, "precision": "fp32"}
+    config = build_config(TrainConfig, tree, overrides)
+    records = []
+    mailbox = SimpleNamespace(put=SimpleNamespace(remote=records.append))
+    job = TrainJob(config, prepare_job(config)[0], STEPS, warm_steps=0, mailbox=mailbox)
+    return Session(job, 0, engine, [1.0], None), open_reader(job, 0, 0), records
+
+
+def test_an_infinite_gradient_never_reaches_the_weights_or_a_checkpoint(world):
+    # Only the loss was looked at: at ZeRO 0 in fp32 one step made all weights NaN, and a checkpoint kept them.
+    session, reader, _ = session_of(world, Engine(skips=False))
+    saved = []
+    with pytest.raises(UserError, match="gradient of step 2 is not finite .norm inf.*optimizer.lr"):
+        session.run(reader, lambda folder, step: saved.append(step))
+    assert saved == [1]
+    assert torch.isfinite(session.engine.module.weight).all()
+
+
+def test_a_step_that_deepspeed_leaves_out_is_told_and_counted(world):
+    session, reader, records = session_of(world, Engine(skips=True), "precision=bf16")
+    session.run(reader, lambda folder, step: None)
+    (note,) = (record.text for record in records if record.kind == "note")
+    assert note.startswith("step 2 was left out")
+    skipped = [record.metrics.get("train/skipped_steps") for record in records if record.kind == "metrics"]
+    assert skipped == [None, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")],
+)
+def test_a_full_disk_at_a_checkpoint_is_one_sentence(world, error):
+    session, reader, _ = session_of(world, Engine(skips=True))
+
+    def report(folder, step):
+        raise error
+
+    with pytest.raises(UserError, match=r"checkpoint of step 1 cannot be written: no space.*TMPDIR.*goes on"):
+        session.run(reader, report)
+
+
+def test_samples_that_are_left_out_are_agreed_on_and_remembered(world):
+    session, reader, records = session_of(world, Engine(skips=True), "reader.quarantine=1", "precision=bf16")
+    reader.quarantined["mini/train/0"] = "it is broken"
+    session.run(reader, lambda folder, step: None)
+    assert session.quarantined == {"mini/train/0": "it is broken"}
+    assert [record.metrics.get("data/quarantined") for record in records if record.kind == "metrics"] == [1] * STEPS
+    session, reader, _ = session_of(world, Engine(skips=True), "reader.quarantine=1", "precision=bf16")
+    session.quarantined = {"mini/train/1": "as the checkpoint says"}
+    reader.quarantined["mini/train/0"] = "it is broken"
+    with pytest.raises(UserError, match=r"2 sample\(s\).*mini/train/1: as the checkpoint says; mini/train/0"):
+        session.run(reader, lambda folder, step: None)
