@@ -71,6 +71,7 @@ def _listing_of(rank: int) -> str:
 
 def damage(folder: Folder, name: str) -> str | None:
     """What is wrong with a checkpoint ``name`` in a folder of checkpoints; None where all of it is there."""
+    folder.fs.invalidate_cache()
     try:
         found = folder.fs.find(folder.path(name), detail=True)
     except FileNotFoundError:
