@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from PIL import Image
 from ray import serve
 from ray.exceptions import RayActorError
@@ -23,6 +23,7 @@ from padt.inference.requests import ask
 from serve.admission import EngineWatch, Places
 from serve.engine import Job, Outcome
 from serve.reading import RequestError, read_image, read_request, within_patches
+from serve.reference import reference_page
 from serve.schemas import (
     ErrorBody,
     ModelCard,
@@ -41,6 +42,9 @@ api = FastAPI(
     version=__version__,
     description="Ask about a picture; answers are grounded in its patches: text, boxes, masks and Visual Reference "
     "Tokens. Boxes are x0, y0, x1, y1 in pixels of the upright image.",
+    # FastAPI's own pages load their scripts from outside, and are blank where there is no way there.
+    docs_url=None,
+    redoc_url=None,
 )
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -132,6 +136,13 @@ def to_response(
         milliseconds={key: round(value, 1) for key, value in milliseconds.items()},
         **{key: prediction[key] for key in ("text", "grid", "truncated", "warnings")},
     )
+
+
+@api.get("/docs", include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """The description, for people."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+    return HTMLResponse(reference_page(api.openapi()), headers={"Content-Security-Policy": policy})
 
 
 @api.exception_handler(RequestError)

@@ -199,6 +199,7 @@ def test_an_engine_that_hangs_is_not_ready(client: httpx.Client) -> None:
 def test_paths_and_methods_that_are_not_there_get_the_one_error_shape(client: httpx.Client) -> None:
     for answer, status, code in [
         (client.get("/nothing"), 404, "not_found"),
+        (client.get("/redoc"), 404, "not_found"),
         (client.get("/v1/predict"), 405, "method_not_allowed"),
     ]:
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
@@ -227,6 +228,8 @@ def test_a_question_over_which_an_engine_dies_is_asked_once_more(
 
 def test_health_readiness_and_models(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
+    page = client.get("/docs")
+    assert "max_new_tokens" in page.text and "default-src 'none'" in page.headers["content-security-policy"]
     assert client.get("/readyz").status_code == 200
     (card,) = client.get("/v1/models").json()["data"]
     assert (card["id"], card["source"], card["device"]) == ("padt", "/models/fake", "cpu")
