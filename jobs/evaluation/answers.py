@@ -15,12 +15,13 @@ from padt.data.image import open_image
 from padt.data.tasks import GROUNDED_TASKS, TASKS
 from padt.errors import ImageError, UserError, install_command
 from pipelines.dataset.index import SetIndex, load_index
-from pipelines.loader.sample_source import RowReader
+from pipelines.loader.sample_source import BadSampleError, RowReader
 
 logger = logging.getLogger(__name__)
 
-WINDOW_ROWS = 64
-WINDOWS_PER_WORKER = 4
+# Rows of a window: enough for batches of like size, and enough windows for the workers of a small set.
+WINDOW_ROWS = (16, 64)
+WINDOWS = 16
 
 # (images, questions) -> one prediction each, as ``Prediction.to_dict()`` writes it, with the number of ``tokens``.
 Answerer = Callable[[list[Any], list[EvalSample]], list[dict[str, Any]]]
@@ -59,13 +60,13 @@ class ModelAnswerer:
         return answer
 
 
-def windows(samples: Sequence[EvalSample], workers: int) -> list[list[EvalSample]]:
-    """Cut the samples into runs of whole rows, several for each worker so that none waits long for the last."""
+def windows(samples: Sequence[EvalSample]) -> list[list[EvalSample]]:
+    """Cut the samples into runs of whole rows: by the set alone, so that answers do not depend on the workers."""
     by_row: dict[int, list[EvalSample]] = {}
     for sample in samples:
         by_row.setdefault(sample.row, []).append(sample)
-    share = math.ceil(len(by_row) / (WINDOWS_PER_WORKER * workers)) if workers > 1 else WINDOW_ROWS
-    size = max(1, min(WINDOW_ROWS, share))
+    least, most = WINDOW_ROWS
+    size = min(most, max(least, math.ceil(len(by_row) / WINDOWS)))
     rows = list(by_row.values())
     return [sum(rows[start : start + size], []) for start in range(0, len(rows), size)]
 
@@ -91,7 +92,7 @@ def answer_window(
     for row, key in dict.fromkeys((sample.row, sample.key) for sample in samples):
         try:
             images[row] = open_image(reader.row(row)["image"]["bytes"])
-        except ImageError as error:
+        except (ImageError, BadSampleError) as error:
             logger.warning("%s: %s", key, error)
             records += [_record(sample, None, str(error)) for sample in samples if sample.row == row]
     for batch in batches([sample for sample in samples if sample.row in images], batch_size):
@@ -107,7 +108,7 @@ def answer_here(
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer in this process; yields the records of one window after the other."""
     reader, answerer = RowReader(index), model.load()
-    for window in windows(samples, 1):
+    for window in windows(samples):
         yield answer_window(window, reader, answerer, batch_size)
 
 
@@ -134,7 +135,7 @@ def answer_on_ray(
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers)
         # A worker that dies is started again and its window is answered anew; the plan makes that harmless.
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(EvaluationWorker)
-        cut = windows(samples, workers)
+        cut = windows(samples)
         actors = [remote.remote(url, model, batch_size) for _ in range(min(workers, len(cut)))]
         try:
             pool = ActorPool(actors)

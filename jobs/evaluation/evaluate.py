@@ -180,5 +180,19 @@ def _remarks(counts: Mapping[str, int]) -> list[str]:
     if counts.get("unknown_labels"):
         remarks.append(f"{counts['unknown_labels']} detections bear a label that is no category; they were left out.")
     if counts.get("detections_beyond_100"):
-        remarks.append(f"{counts['detections_beyond_100']} detections beyond the 100 best of an image were left out.")
+        remarks.append(
+            f"{counts['detections_beyond_100']} detections beyond the 100 best of a class in an image do not count."
+        )
+    if counts.get("images_without_masks"):
+        remarks.append(
+            f"{counts['images_without_masks']} images have an object without a mask and stay out of the mask AP."
+        )
+    if counts.get("answers_truncated"):
+        remarks.append(f"{counts['answers_truncated']} answers ended at max_new_tokens, unfinished: give more.")
+    if counts.get("answers_with_warnings"):
+        remarks.append(f"{counts['answers_with_warnings']} answers were malformed in part; their warnings say how.")
+    if counts.get("objects_not_finite"):
+        remarks.append(
+            f"{counts['objects_not_finite']} objects are not finite (inf or NaN) and were left out: use float32."
+        )
     return remarks

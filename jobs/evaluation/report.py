@@ -5,6 +5,7 @@
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from padt.metrics.detect import score_detect
 from padt.metrics.records import FoundObject, Scores
 from padt.metrics.refer import score_refer, score_refer_released
 from pipelines.io.storage import Folder
-from pipelines.loader.sample_source import RowReader
+from pipelines.loader.sample_source import BadSampleError, RowReader
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -44,9 +45,17 @@ def score_records(
     Returns:
         Scores of all tasks together, and COCO's results list (empty without ``detect``).
     """
+    answered = [record["prediction"] for record in records if record["prediction"]]
     found = {record["id"]: _objects(record["prediction"]) for record in records if record["prediction"]}
     metrics: dict[str, float] = {}
-    counts: dict[str, int] = {"errors": sum("error" in record for record in records)}
+    counts: dict[str, int] = {
+        "errors": sum("error" in record for record in records),
+        "answers_truncated": sum(bool(one.get("truncated")) for one in answered),
+        "answers_with_warnings": sum(bool(one.get("warnings")) for one in answered),
+        "objects_not_finite": sum(
+            int(one.get("not_finite", 0)) + len(one["objects"]) - len(_objects(one)) for one in answered
+        ),
+    }
     results: list[dict[str, Any]] = []
     parts: list[Scores] = []
     if data.of_task("refer"):
@@ -131,7 +140,7 @@ def contact_sheet_of(data: EvalSet, records: Sequence[Mapping[str, Any]], pictur
         record, row = by_id[sample.id], data.truth[sample.row]
         try:
             image = open_image(reader.row(sample.row)["image"]["bytes"])
-        except ImageError:
+        except (ImageError, BadSampleError):
             continue
         grid = (row["grid_h"], row["grid_w"])
         prediction = record["prediction"] or {"objects": [], "text": ""}
@@ -186,7 +195,9 @@ def _spread(data: EvalSet, pictures: int) -> list[EvalSample]:
 
 
 def _objects(prediction: Mapping[str, Any]) -> list[FoundObject]:
-    return [FoundObject.from_dict(found) for found in prediction["objects"]]
+    """Objects of an answer; those with a value that is not finite, which no metric can take, are left out."""
+    objects = [FoundObject.from_dict(found) for found in prediction["objects"]]
+    return [one for one in objects if all(math.isfinite(value) for value in (one.score, *one.box))]
 
 
 def _caption(prediction: Mapping[str, Any]) -> CaptionAnswer:

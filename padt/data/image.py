@@ -25,7 +25,7 @@ DEFAULT_PIXEL_BUDGET = 100_000_000
 MAX_ASPECT_RATIO = 200
 
 Read = TypeVar("Read")
-ImageSource = bytes | str | os.PathLike | Image.Image
+ImageSource = bytes | str | os.PathLike | Image.Image | np.ndarray
 # What Pillow and its decoders raise on damaged files, besides its own error.
 UNREADABLE = (
     *(UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError),
@@ -127,13 +127,17 @@ def open_image(source: ImageSource, pixel_budget: int = DEFAULT_PIXEL_BUDGET) ->
     Transparent areas become white; 16-bit greyscale is scaled to 8 bits; of an animation the first frame is taken.
 
     Args:
-        source: encoded bytes, a local path, or an image already decoded.
+        source: encoded bytes, a local path, or an image already decoded (of Pillow, or an array ``(height, width, 3)``
+            of bytes).
         pixel_budget: refuse larger images before their pixels are decoded.
 
     Raises:
-        ImageError: the file is missing, unreadable or truncated, or larger than the budget.
+        ImageError: the file is missing, unreadable or truncated, or larger than the budget; or the source is nothing
+            of these.
     """
     name = str(source) if isinstance(source, str | os.PathLike) else "the image"
+    if isinstance(source, np.ndarray):
+        source = _picture_of(source)
     if isinstance(source, Image.Image):
         _check_budget(source.size, pixel_budget, name)
         try:
@@ -261,10 +265,26 @@ def _open_bytes(source: bytes | bytearray | memoryview | str | os.PathLike, name
         return io.BytesIO(source)
     if "://" in name:
         raise ImageError("image_missing", f"{name} is a URL: download the picture and give its path.")
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            "image_unreadable",
+            f"A picture is a {type(source).__name__}: give a path, encoded bytes, a Pillow image, or a numpy array of "
+            "height x width x 3 bytes (uint8).",
+        )
     try:
         return Path(source).open("rb")
     except OSError as error:
         raise ImageError("image_missing", f"{name} cannot be opened ({error.strerror}): check the path.") from error
+
+
+def _picture_of(values: np.ndarray) -> Image.Image:
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3 or not values.size:
+        raise ImageError(
+            "image_unreadable",
+            f"An array of shape {values.shape} and type {values.dtype} is no picture: give height x width x 3 bytes "
+            "(uint8, RGB).",
+        )
+    return Image.fromarray(np.ascontiguousarray(values))
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -11,7 +11,12 @@ from unicodedata import category
 
 from padt.inference.noun_phrase import noun_phrase
 
-_QUOTED = re.compile(r'"(.*)"', re.DOTALL)
+# The wording of an answer to a sentence: whatever stands inside is the sentence.
+_REFERS = re.compile(r'The "(.*)" refers to\s*', re.DOTALL)
+# The last counted class, as in ``1 "cat" and 1 "dog" (``.
+_COUNTED = re.compile(r'.*\b\d+ "(.*)"', re.DOTALL)
+_OPENING = frozenset(" \t\n([")
+_CLOSING = frozenset(" \t\n()[],.;:!?")
 _BREAK = re.compile(r"[.,;:()]")
 
 
@@ -166,15 +171,37 @@ def parse_answer(
 def label_of(text: str, previous: str) -> str:
     """The label that a stretch of text gives to the group after it.
 
-    Quoted words win, from the first to the last quote, so that a label may itself hold quotes; then the noun phrase
-    at the end of what came since the last mark; a stretch without a noun leaves the previous label in force.
+    Quoted words win: the last that are quoted, with whatever quotes stand inside of them; then the noun phrase at the
+    end of what came since the last mark; a stretch without a noun leaves the previous label in force.
     """
-    quoted = _QUOTED.search(text)
-    if quoted:
-        return quoted.group(1)
+    quoted = _last_quoted(text)
+    if quoted is not None:
+        return quoted
     phrase = noun_phrase(_BREAK.split(text.rstrip(" (["))[-1])
     # Pictures are words too; torn characters show as one.
     return phrase if any(letter.isalnum() or category(letter) == "So" for letter in phrase) else previous
+
+
+def _last_quoted(text: str) -> str | None:
+    """What stands between the last quote and the one that opens it; None without two quotes."""
+    sentence = _REFERS.fullmatch(text.lstrip())
+    if sentence:
+        return sentence[1]
+    places = [place for place, letter in enumerate(text) if letter == '"']
+    if len(places) < 2:
+        return None
+    end, depth = places[-1], 1
+    for place in reversed(places[:-1]):
+        before, after = text[place - 1 : place] or " ", text[place + 1]
+        if before in _OPENING and after not in _OPENING:
+            depth -= 1
+        elif before not in _OPENING and after in _CLOSING:
+            # Another pair inside, or a sign as in 12" ruler.
+            depth += 1
+        if depth == 0:
+            return text[place + 1 : end]
+    counted = _COUNTED.match(text)
+    return counted[1] if counted else text[places[0] + 1 : end]
 
 
 def _image_of(vrt: int, patch_counts: Sequence[int]) -> int | None:

@@ -1,8 +1,8 @@
 """Detection: official COCO average precision on the full ground truth, and the released protocol beside it.
 
 The official numbers take every annotation of the data set: crowd regions are ignored in matching, areas are the
-annotated ones, boxes are unrounded, at most 100 detections an image count. Detections of an image without ground truth
-count as false positives, and an image without an answer stays in the set.
+annotated ones, boxes are unrounded, at most 100 detections of a class in an image count. Detections of an image without
+ground truth count as false positives, and an image without an answer stays in the set.
 
 The released protocol (PaDT's ``eval_coco.py``) drops ground truth that the model can hardly find: objects without a
 foreground patch, classes with more than 50 objects in an image, images with a side over 1288 pixels; and it rounds
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from padt.errors import UserError, install_command
-from padt.metrics.overlap import RLE, Box, compressed
+from padt.metrics.overlap import RLE, Box, compressed, released_box
 from padt.metrics.records import ObjectLike, Scores, check_ids
 from padt.metrics.table import COCO_SUMMARY, RELEASED
 
@@ -67,12 +67,12 @@ class Detections:
     Attributes:
         results: entries ``{image_id, category_id, bbox (xywh), score, segmentation}``, best first within an image.
         unknown_labels: labels that no category bears, with their number.
-        dropped: detections beyond ``MAX_DETECTIONS`` of an image.
+        beyond: detections beyond the best ``MAX_DETECTIONS`` of a class in an image, which COCO's scorers pass over.
     """
 
     results: list[dict[str, Any]] = field(default_factory=list)
     unknown_labels: Counter[str] = field(default_factory=Counter)
-    dropped: int = 0
+    beyond: int = 0
 
 
 def category_ids(categories: Iterable[tuple[int, str]]) -> dict[str, int]:
@@ -113,8 +113,9 @@ def coco_results(
                 detections.unknown_labels[found.label] += 1
         # A stable sort: equal scores stay in the order of the answer.
         known.sort(key=lambda found: -found.score)
-        detections.dropped += len(known[MAX_DETECTIONS:])
-        for found in known[:MAX_DETECTIONS]:
+        numbers = Counter(ids[fold(found.label)] for found in known)
+        detections.beyond += sum(max(0, number - MAX_DETECTIONS) for number in numbers.values())
+        for found in known:
             entry: dict[str, Any] = {
                 "image_id": image.image_id,
                 "category_id": ids[fold(found.label)],
@@ -141,7 +142,8 @@ def score_detect(
         images: every image of the set; each is counted once, answered or not.
         answers: predicted objects by sample id.
         categories: ``(id, name)`` of the data set.
-        masks: score masks too, where every annotation has one; False for predictions made without masks.
+        masks: score masks too, over the images whose every annotation has one (``images_without_masks`` counts the
+            others); False for predictions made without masks.
         protocol: ``official`` COCO, or ``released`` (metric names then begin with ``released_``).
 
     Returns:
@@ -163,19 +165,24 @@ def score_detect(
         "objects": sum(not true.iscrowd for image in kept for true in image.objects),
         "crowd_regions": sum(true.iscrowd for image in kept for true in image.objects),
         "detections": len(detections.results),
-        "detections_beyond_100": detections.dropped,
+        "detections_beyond_100": detections.beyond,
         "unknown_labels": sum(detections.unknown_labels.values()),
     }
     prefix = RELEASED if protocol == "released" else ""
     results = (
-        [{**entry, "bbox": _rounded(entry["bbox"])} for entry in detections.results] if prefix else detections.results
+        [{**entry, "bbox": [float(round(value)) for value in entry["bbox"]]} for entry in detections.results]
+        if prefix
+        else detections.results
     )
     metrics = _average_precision(truth, results, "bbox", prefix)
-    everywhere = all(true.mask is not None for image in kept for true in image.objects)
-    if masks and everywhere and counts["objects"]:
+    masked = [image for image in kept if all(true.mask is not None for true in image.objects)]
+    if masks and any(image.objects for image in masked):
+        counts["images_without_masks"] = len(kept) - len(masked)
+        numbers = {image.image_id for image in masked}
         # Official mask results carry no box: COCO would otherwise take a detection's area from it.
         outlined = [{k: v for k, v in entry.items() if k != "bbox"} for entry in results if "segmentation" in entry]
-        metrics |= _average_precision(truth, outlined, "segm", prefix)
+        outlined = [entry for entry in outlined if entry["image_id"] in numbers]
+        metrics |= _average_precision(_ground_truth(masked, categories), outlined, "segm", prefix)
     return Scores(metrics, counts), detections
 
 
@@ -226,23 +233,15 @@ def _average_precision(
 def _released(image: TrueImage) -> TrueImage | None:
     if max(image.height, image.width) > RELEASED_MAX_SIDE:
         return None
-    reachable = [true for true in image.objects if true.has_patch]
-    numbers = Counter(true.category_id for true in reachable)
+    # The released preparation counts a class before it drops what has no patch.
+    numbers = Counter(true.category_id for true in image.objects)
     kept = tuple(
-        TrueObject(true.category_id, _xyxy(_rounded(_xywh(true.box))), true.area, true.iscrowd, true.mask)
-        for true in reachable
-        if numbers[true.category_id] <= RELEASED_MAX_PER_CLASS
+        TrueObject(true.category_id, released_box(true.box), true.area, true.iscrowd, true.mask)
+        for true in image.objects
+        if true.has_patch and numbers[true.category_id] <= RELEASED_MAX_PER_CLASS
     )
     return TrueImage(image.id, image.image_id, image.height, image.width, kept)
 
 
 def _xywh(box: Box) -> list[float]:
     return [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])]
-
-
-def _xyxy(box: Sequence[float]) -> tuple[float, float, float, float]:
-    return box[0], box[1], box[0] + box[2], box[1] + box[3]
-
-
-def _rounded(box: Sequence[float]) -> list[float]:
-    return [float(round(value)) for value in box]

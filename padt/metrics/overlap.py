@@ -45,6 +45,21 @@ def match_greedily(iou: np.ndarray, threshold: float) -> list[tuple[int, int]]:
     return pairs
 
 
+def released_box(box: Box) -> tuple[float, float, float, float]:
+    """An ``xyxy`` box whose corner, width and height are whole pixels, as the released scorers have it.
+
+    Prepared sets keep boxes in fp32: what lies within its precision of a half is that half, and is rounded as it.
+    """
+    reach = max(abs(side) for side in box) * 2.0**-21
+
+    def whole(value: float) -> float:
+        half = round(2 * value) / 2
+        return float(round(half if abs(value - half) <= reach else value))
+
+    x, y = whole(box[0]), whole(box[1])
+    return x, y, x + whole(box[2] - box[0]), y + whole(box[3] - box[1])
+
+
 def mask_overlap(masks: Sequence[RLE], others: Sequence[RLE]) -> tuple[int, int]:
     """Pixels in the intersection and in the union of two areas, each the union of its masks.
 

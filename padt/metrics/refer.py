@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from padt.metrics.overlap import RLE, Box, box_iou, mask_overlap, match_greedily
+from padt.metrics.overlap import RLE, Box, box_iou, mask_overlap, match_greedily, released_box
 from padt.metrics.records import ObjectLike, Scores, check_ids
 from padt.metrics.table import RELEASED
 
@@ -183,7 +183,7 @@ def score_refer_released(
     ious: list[float] = []
     for pair, target in by_pair.items():
         objects = found.get(pair, [])
-        table = box_iou([_rounded(one.box) for one in objects], [_rounded(box) for box in target.boxes])
+        table = box_iou([released_box(one.box) for one in objects], [released_box(box) for box in target.boxes])
         hits.append(bool(table.max(initial=0.0) >= 0.5))
         if masks and target.masks is not None:
             overlaps = [mask_overlap([one.mask], target.masks) for one in objects if one.mask is not None]
@@ -192,11 +192,6 @@ def score_refer_released(
     if ious:
         metrics[f"{RELEASED}mask_mIoU"] = _mean(ious)
     return Scores(metrics, {"released_pairs": len(by_pair)})
-
-
-def _rounded(box: Box) -> tuple[float, float, float, float]:
-    x, y, width, height = (round(value) for value in (box[0], box[1], box[2] - box[0], box[3] - box[1]))
-    return x, y, x + width, y + height
 
 
 def _mean(values: Iterable[float | bool | None]) -> float:

@@ -140,7 +140,8 @@ class ImageMap:
         if before is None or latest is None:
             return self.start
         # Products of the latest vectors with the map before them, and with each other.
-        products = torch.matmul(self.shared, latest.vectors.transpose(1, 2)).float()
+        # In fp32: half precision has no number for the product of long rows.
+        products = torch.matmul(self.shared.float(), latest.vectors.float().transpose(1, 2))
         if before.coarse is not None:
             products = products + self._products(before.coarse, latest).repeat_interleave(self.repeats, dim=1)
         if before.scale is not None:
@@ -234,7 +235,8 @@ def _squares(rows: Tensor) -> Tensor:
 def _squares_of_sum(finer: Tensor, added: Tensor, repeats: int) -> Tensor:
     """Squared lengths of ``finer + repeated added``: ``(m r, d)``, ``(o, m, d)`` -> ``(o, m r)``."""
     grouped = finer.unflatten(0, (-1, repeats))
-    products = torch.einsum("mrd,omd->omr", grouped, added).float()
+    # In fp32: half precision has no number for the product of long rows.
+    products = torch.einsum("mrd,omd->omr", grouped.float(), added.float())
     return (_squares(grouped) + 2 * products + _squares(added)[..., None]).flatten(1)
 
 

@@ -53,6 +53,12 @@ _LOADING: dict[str, str] = {
     "hub": "With `Qwen2_5_VLForConditionalGeneration` and `AutoProcessor` of transformers. `padt.load_model` takes it "
     "as a base for training.",
 }
+# In the released layout, but not for the released code.
+_LOADING_RASTER = (
+    "With `padt.load_model`. **Not with the released PaDT code**: the weights are for image features in raster order, "
+    "that code does not know the field `feature_order` and takes its own order, so that its boxes and masks would be "
+    "wrong. Plain transformers takes the folder for Qwen2.5-VL and leaves the object decoder out."
+)
 _USE = (
     "Detection of named classes, boxes and masks of what a sentence refers to, and captions grounded in the picture. "
     "A score says how well box and object agree, not how certain the label is. Objects much smaller than a patch are "
@@ -86,6 +92,12 @@ class ModelFacts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     measured_on: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _loading(config: PaDTConfig, layout: Layout) -> str:
+    if layout == "released" and config.feature_order == "raster":
+        return _LOADING_RASTER
+    return _LOADING[layout]
 
 
 def base_name(reference: str | os.PathLike) -> str:
@@ -147,7 +159,7 @@ def model_card(facts: ModelFacts, config: PaDTConfig, layout: Layout = "padt") -
         f"{_WHAT_IT_IS[layout == 'hub']} {origin} Language model: {size}."
         + ("" if layout == "hub" else f" Image features in {config.feature_order} order."),
         "## How to load it",
-        _LOADING[layout],
+        _loading(config, layout),
         "## Intended use and limits",
         _PLAIN_USE if layout == "hub" else _USE,
         "## Licence",

@@ -284,3 +284,15 @@ def test_what_is_wrong_is_told_in_the_same_words_each_time():
                 open_image(data)
             said.add(str(caught.value))
     assert len(said) <= 3 and not any("0x" in each for each in said)
+
+
+def test_an_array_of_bytes_is_a_picture_and_anything_else_is_refused_in_words():
+    values = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(open_image(values)), values)
+    assert np.array_equal(np.asarray(open_image(values[::2, ::-1])), values[::2, ::-1])
+    for wrong in (values[..., 0], values.astype(np.float32), values[:0], values.transpose(2, 0, 1)):
+        with pytest.raises(ImageError, match="height x width x 3 bytes"):
+            open_image(wrong)
+    for wrong in (None, 5, [[1, 2], [3, 4]]):
+        with pytest.raises(ImageError, match="give a path"):
+            open_image(wrong)

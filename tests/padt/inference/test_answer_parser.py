@@ -49,6 +49,18 @@ def test_labels_with_quotes_signs_and_any_script(parse):
         assert facts(parse(f'The "{label}" refers to ', 4, " in this image.", END)) == [(label, (4,))]
 
 
+def test_of_several_quoted_words_the_last_name_the_group(parse):
+    assert facts(parse('1 "cat" and 1 "dog" (', 4, ").", END)) == [("dog", (4,))]
+    assert facts(parse('no "cat", 2 "12" ruler" (', 4, ").", END)) == [('12" ruler', (4,))]
+    assert facts(parse('A sign that reads "the "old" mill" and "open" (', 4, ").", END)) == [("open", (4,))]
+    assert facts(parse('There is 1 "the "old" mill" (', 4, ").", END)) == [('the "old" mill', (4,))]
+
+
+@pytest.mark.parametrize("label", ['sign "STOP"', '"STOP" sign', 'the "a" and the "b"', '6" or 5 "cats"', 'a " b', '"'])
+def test_a_sentence_comes_back_whatever_quotes_it_holds(parse, label):
+    assert facts(parse(f'The "{label}" refers to ', 4, " in this image.", END)) == [(label, (4,))]
+
+
 def test_unquoted_words_name_a_group_and_an_answer_may_start_with_a_vrt(parse):
     assert facts(parse(2, 3, " is a dog. A man (", 5, ").", END)) == [("", (2, 3)), ("man", (5,))]
 

@@ -9,7 +9,9 @@ import pytest
 
 from padt.errors import UserError
 from padt.metrics.detect import TrueImage, TrueObject, coco_results, score_detect
+from padt.metrics.overlap import released_box
 from padt.metrics.records import FoundObject
+from padt.metrics.table import COCO_SUMMARY
 
 mask_tools = pytest.importorskip("pycocotools.mask")
 pytest.importorskip("faster_coco_eval")
@@ -137,12 +139,76 @@ def test_labels_are_matched_without_case_and_spaces_and_unknown_ones_are_reporte
     assert detections.results[0]["image_id"] == 7
 
 
-def test_only_the_best_hundred_detections_count():
-    answers = {"a": [found("cat", index / 200, 0, 0, 1, 1) for index in range(120)]}
-    detections = coco_results([image("a", 1)], answers, CATEGORIES)
-    assert len(detections.results) == 100
-    assert detections.dropped == 20
-    assert min(entry["score"] for entry in detections.results) == pytest.approx(20 / 200)
+@pytest.mark.parametrize("seed", range(4))
+def test_more_than_a_hundred_detections_count_as_pycocotools_counts_them(seed):
+    """Two classes of 90 and 130 detections in an image: the cap is for a class in an image, not for the image."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    rng = np.random.default_rng(seed)
+    objects, answers = [], []
+    for number, (category, name) in ((90, CATEGORIES[0]), (130, CATEGORIES[1])):
+        for x, y in rng.uniform(0, 700, (number, 2)):
+            box = (x, y, x + rng.uniform(8, 110), y + rng.uniform(8, 110))
+            objects.append(TrueObject(category, box, (box[2] - box[0]) * (box[3] - box[1])))
+            answers.append(found(name, round(rng.random(), 2), *(np.array(box) + rng.normal(0, 6, 4))))
+    scores, detections = score_detect([image("a", 1, *objects, side=900)], {"a": answers}, CATEGORIES)
+    assert len(detections.results) == 220 and scores.counts["detections_beyond_100"] == 30
+    truth = {
+        "images": [{"id": 1, "height": 900, "width": 900}],
+        "categories": [{"id": number, "name": name} for number, name in CATEGORIES],
+        "annotations": [
+            {
+                "id": place,
+                "image_id": 1,
+                "category_id": one.category_id,
+                "bbox": [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]],
+                "area": one.area,
+                "iscrowd": 0,
+            }
+            for place, one in enumerate(objects, start=1)
+        ],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        published = COCO()
+        published.dataset = truth
+        published.createIndex()
+        theirs = COCOeval(published, published.loadRes(detections.results), "bbox")
+        theirs.evaluate()
+        theirs.accumulate()
+        theirs.summarize()
+    for name, value in zip(COCO_SUMMARY, theirs.stats.tolist(), strict=True):
+        assert scores.metrics[f"bbox_{name}"] == pytest.approx(value, abs=1e-6), name
+
+
+def test_an_object_without_a_mask_costs_mask_ap_its_own_image_only_and_is_counted():
+    mask = mask_tools.encode(np.asfortranarray(np.pad(np.ones((40, 40), np.uint8), 30)))
+    images = [
+        image("a", 1, cat(30, 30, 70, 70, mask=mask)),
+        image("b", 2, cat(30, 30, 70, 70, mask=mask), cat(1, 1, 9, 9)),
+    ]
+    answers = {name: [found("cat", 0.9, 30, 30, 70, 70, mask=mask)] for name in "ab"}
+    scores, _ = score_detect(images, answers, CATEGORIES)
+    assert scores.metrics["segm_AP"] == pytest.approx(1.0)
+    assert scores.counts["images_without_masks"] == 1
+
+
+def test_the_released_protocol_counts_a_class_before_it_drops_objects_without_patches():
+    crowded = [cat(0, 0, 9, 9, has_patch=index >= 10) for index in range(55)]
+    scores, _ = score_detect([image("a", 1, *crowded)], {}, CATEGORIES, protocol="released")
+    assert scores.counts["objects"] == 0
+
+
+def test_released_boxes_are_those_of_the_source_although_sets_keep_them_in_single_precision():
+    rng = np.random.default_rng(0)
+    for _ in range(5000):
+        side = int(rng.integers(300, 1288))
+        x, y, w, h = (int(value) / 2 for value in rng.integers(1, side, 4))
+        corners = np.array([x, y, x + w, y + h]) / side
+        stored = [float(value) * side for value in corners.astype(np.float32)]
+        left, top, right, bottom = released_box(stored)
+        assert (left, top, right - left, bottom - top) == (round(x), round(y), round(w), round(h))
+    assert released_box((10.4, 0.501, 20.4, 7.0)) == (10, 1, 20, 7)
 
 
 def test_released_protocol_filters_the_ground_truth_and_rounds_boxes():

@@ -1,5 +1,7 @@
 """The decoder shares an image's map among its objects; each object must come out as if decoded alone and plainly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -136,3 +138,27 @@ def test_chunks_of_objects_keep_to_the_memory_budget(monkeypatch, tile):
     monkeypatch.setattr(decoder, "memory_budget_mb", 0)
     close(decoder(*arguments), whole, 2e-6)
     assert chunks == [1] * 9
+
+
+@torch.no_grad()
+def test_long_rows_give_finite_objects_in_half_precision():
+    """Rows whose squared length is beyond the largest number of fp16 (65,504), as those of released weights are."""
+    decoder = make_decoder()
+    features, table = make_features()
+    long = replace(features, high_res=features.high_res * 60)
+    ours = decoder.half()(make_states().half(), COUNTS, IMAGES, _half(long), table.half())
+    theirs = decoder.float()(make_states(), COUNTS, IMAGES, long, table)
+    assert (long.high_res.square().sum(-1) > 65_504).any()
+    for part in (*ours[:2], *ours[2]):
+        assert torch.isfinite(part).all()
+    torch.testing.assert_close(ours[0].float(), theirs[0], atol=2e-2, rtol=0)
+
+
+def _half(features: ImageFeatures) -> ImageFeatures:
+    return replace(
+        features,
+        merged=features.merged.half(),
+        high_res=features.high_res.half(),
+        cos=features.cos.half(),
+        sin=features.sin.half(),
+    )

@@ -76,6 +76,8 @@ def test_saves_and_exports_carry_the_card(tmp_path):
     padt.export(own, tmp_path / "released", "released")
     padt.export(own, tmp_path / "hub", "hub")
     assert read_facts(tmp_path / "released") == FACTS
+    # The released code would read this raster model in its own order.
+    assert "**Not with the released PaDT code**" in (tmp_path / "released" / CARD).read_text()
     plain = ModelCard.load(tmp_path / "hub" / CARD)
     assert plain.data.library_name == "transformers"
     assert "without its prototypes and its object decoder" in plain.text
