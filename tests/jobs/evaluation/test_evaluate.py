@@ -129,7 +129,8 @@ def test_an_unreadable_picture_counts_as_unanswered_and_stops_nothing(tmp_path):
     assert scores.metrics["precision_at_0.5"] == pytest.approx(share)
 
 
-def test_a_missing_linked_picture_costs_itself_only(tmp_path):
+def test_a_missing_linked_picture_costs_itself_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.loader.sample_source._PAUSES", ())
     rows = [scene_row(number) for number in range(3)]
     rows[1]["image"] = {"bytes": None, "path": str(tmp_path / "gone.png")}
     data = open_eval_set(write_set(tmp_path / "set", rows))
