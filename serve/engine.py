@@ -13,7 +13,7 @@ from PIL import Image
 from ray import serve
 
 from padt.errors import UserError
-from padt.inference.requests import Request, caption_request
+from padt.inference.requests import Request, caption_request, class_names
 from serve.admission import EngineState
 from serve.settings import AppArgs
 
@@ -57,7 +57,10 @@ def answer_jobs(model: Any, jobs: list[Job]) -> list[Outcome]:
         batch = [jobs[index] for index in indices]
         try:
             predictions = predict(model, [job.image for job in batch], [job.request for job in batch], settings)
-            results = [Outcome(prediction.to_dict()) for prediction in predictions]
+            results = [
+                Outcome(prediction.of_classes(class_names(job.request)).to_dict())
+                for job, prediction in zip(batch, predictions, strict=True)
+            ]
         except UserError as error:
             results = [Outcome(refusal=str(error))] if len(batch) == 1 else _one_by_one(model, batch)
         for index, result in zip(indices, results, strict=True):

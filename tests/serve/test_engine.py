@@ -1,12 +1,13 @@
 """The engine stops for nobody's sake, and says when its model hangs."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray.serve")
 
 from PIL import Image  # noqa: E402
 
-from padt.inference.requests import caption_request  # noqa: E402
+from padt.inference.requests import caption_request, detect_request, text_request  # noqa: E402
 from serve.engine import AbandonedError, Job, Progress, answer_jobs  # noqa: E402
 from tests.padt.tiny import tiny_model  # noqa: E402
 
@@ -50,3 +51,14 @@ def test_the_model_tells_of_its_steps_and_can_be_stopped_at_each() -> None:
     with pytest.raises(AbandonedError):
         answer_jobs(model, [Job(Image.new("RGB", (112, 112), "grey"), caption_request(), 8)])
     assert len(steps) == 3
+
+
+def test_only_the_classes_asked_for_are_answered():
+    # The random model sees something, and calls it by no such name.
+    noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    model, image = tiny_model(), Image.fromarray(noise)
+    request = detect_request(["circle"])
+    (free,) = answer_jobs(model, [Job(image, text_request(request.prompt), 24)])
+    (listed,) = answer_jobs(model, [Job(image, request, 24)])
+    assert free.prediction["objects"] and not listed.prediction["objects"]
+    assert "not asked for and left out" in listed.prediction["warnings"][-1]
