@@ -19,8 +19,8 @@ from padt.data.processor import PaDTProcessor, image_processor
 from padt.inference.predict import GenerationSettings, Prediction, predict, refer_request
 from padt.model.modeling import PaDTForConditionalGeneration
 from pipelines.toy.tokenizer import CHAT_TEMPLATE
-from tests.benchmarks.measure import Ratio, interleaved
-from tests.benchmarks.models import VOCABULARY, bench_config
+from tests.benchmarks.common.measure import Ratio, interleaved
+from tests.benchmarks.common.models import VOCABULARY, bench_config
 from tests.padt.tiny import tiny_tokenizer
 
 SIZES = ((112, 140), (140, 112), (112, 112), (140, 140))

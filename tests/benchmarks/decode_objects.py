@@ -20,7 +20,7 @@ from padt.inference.grounding import mask_rle
 from padt.model.decoder import ObjectDecoder
 from padt.model.vision import ImageFeatures
 from padt.pretrained.config import VLDecoderConfig
-from tests.benchmarks.measure import interleaved
+from tests.benchmarks.common.measure import interleaved
 from tests.padt.model.plain_decoder import decode_plainly
 
 GRID, PICTURE = (34, 46), (476, 644)

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tests.benchmarks.measure import Ratio, interleaved
-from tests.benchmarks.models import prompt, twin_models
+from tests.benchmarks.common.measure import Ratio, interleaved
+from tests.benchmarks.common.models import prompt, twin_models
 
 GRID = (17, 23)
 WORDS = 40

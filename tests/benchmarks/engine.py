@@ -28,7 +28,7 @@ from padt.inference.predict import (
 )
 from pipelines.toy.language import referring_expressions
 from pipelines.toy.scenes import Scene, SceneOptions, draw_scene, scene_rng
-from tests.benchmarks.measure import interleaved
+from tests.benchmarks.common.measure import interleaved
 from tests.conftest import REPOSITORY
 
 Question = tuple[bytes, Request]

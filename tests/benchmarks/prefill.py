@@ -12,8 +12,8 @@ from functools import partial
 
 import torch
 
-from tests.benchmarks.measure import interleaved
-from tests.benchmarks.models import prompt, twin_models
+from tests.benchmarks.common.measure import interleaved
+from tests.benchmarks.common.models import prompt, twin_models
 
 GRID = (17, 23)
 WORDS = 40

@@ -21,7 +21,7 @@ from padt.data.image import PATCH, ResizePolicy
 from padt.data.patches import unpack_patches
 from pipelines.prepare.rows import RowContext, build_row
 from pipelines.sources.base import ImageEntry, Piece
-from tests.benchmarks.measure import interleaved
+from tests.benchmarks.common.measure import interleaved
 
 WIDTH, HEIGHT = 640, 480
 OBJECTS = 7

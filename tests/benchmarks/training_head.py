@@ -19,7 +19,7 @@ from torch import Tensor
 
 from padt.data.collate import SupervisedRows
 from padt.model.head import DynamicVocabularyHead
-from tests.benchmarks.models import VOCABULARY
+from tests.benchmarks.common.models import VOCABULARY
 
 PATCHES = 391
 

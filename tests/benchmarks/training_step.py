@@ -27,7 +27,7 @@ from padt.data.collate import Batch, EncodedGroup, EncodedSample, collate, norma
 from padt.model.checkpointing import set_checkpointing
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.config import PaDTConfig
-from tests.benchmarks.models import END, IMAGE_END, IMAGE_START, IMAGE_TOKEN, VOCABULARY
+from tests.benchmarks.common.models import END, IMAGE_END, IMAGE_START, IMAGE_TOKEN, VOCABULARY
 from tests.benchmarks.training_head import _resident
 
 VIT_GRID = (34, 46)

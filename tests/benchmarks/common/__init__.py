@@ -1,0 +1,1 @@
+"""What benchmarks share: interleaved timing, and models of the sizes that count."""
