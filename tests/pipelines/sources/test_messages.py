@@ -375,19 +375,20 @@ def test_a_batch_of_text_alone_trains(folder, model):
     assert output.parts["token"] > 0 and output.parts["box"] == 0
 
 
-def test_linked_pictures_of_a_conversation_are_read_where_they_lie(folder, model):
+def test_linked_pictures_of_a_conversation_are_read_where_they_lie(folder, model, monkeypatch):
     prepare_rows(folder, GOOD, images_mode="link")
     two = next(row for row in rows_of(folder / "set") if row["image_id"] == "one#2")
     assert two["image"]["bytes"] is None and two["more_images"][0]["path"].endswith("2.jpg")
     plan = make_plan(
         [SetSpec(str(folder / "set"), {"chat": 1.0})], seed=1, batch_size=6, world_size=1, policy=ResizePolicy()
     )
-    read = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=1, options=ReaderOptions(ray=False))
-    ((_, batch),) = list(read)
+    options = ReaderOptions(ray=False, quarantine=0)
+    ((_, batch),) = list(TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=1, options=options))
     assert sum(batch.patch_counts) == 6 + 9 + 12 + 15 + 6
     (folder / "images" / "2.jpg").unlink()
+    monkeypatch.setattr("pipelines.loader.sample_source._PAUSES", (0.01,))
     with pytest.raises(UserError, match="one#2.*does not exist"):
-        list(TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=1, options=ReaderOptions(ray=False)))
+        list(TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=1, options=options))
 
 
 @pytest.mark.slow
