@@ -9,7 +9,6 @@ of these.
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from padt.data.processor import VRT_TEXT, PaDTProcessor
 from padt.errors import UserError
 from padt.inference.answer_parser import AnswerGroup
 from padt.inference.calibration import calibrated
+from padt.inference.events import Finished, ObjectFound, StreamEvent, TextPiece
 from padt.inference.generation import GenerationSettings, generate_arguments
 from padt.inference.grounding import (
     GroundingModel,
@@ -31,35 +31,10 @@ from padt.inference.grounding import (
     prepare_questions,
 )
 from padt.inference.requests import Images, Request, paired
-from padt.inference.results import PredictedObject, Prediction
+from padt.inference.results import PredictedObject
 from padt.model.outputs import StateRecorder, Trace
 
 _TORN = "\ufffd"
-
-
-@dataclass(frozen=True)
-class TextPiece:
-    """Some more of the answer's text: whole characters, and VRTs only if they were asked for."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ObjectFound:
-    """An object whose group is closed. ``number`` counts the objects of the answer from 0."""
-
-    number: int
-    object: PredictedObject
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end: the whole answer, as ``predict`` gives it."""
-
-    prediction: Prediction
-
-
-StreamEvent = TextPiece | ObjectFound | Finished
 
 
 class TextPieces:

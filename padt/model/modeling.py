@@ -29,10 +29,10 @@ from padt.pretrained.config import PaDTConfig, VLDecoderConfig
 from padt.pretrained.strict import load_strictly, save_beside
 
 if TYPE_CHECKING:
+    from padt.inference.events import StreamEvent
     from padt.inference.generation import GenerationSettings
     from padt.inference.requests import Request
     from padt.inference.results import Prediction
-    from padt.inference.stream import StreamEvent
 
 _NATIVE_CLASS = "Qwen2_5_VLForConditionalGeneration"
 

@@ -2,8 +2,8 @@
 
 from padt.inference.engine.loop import Engine
 from padt.inference.engine.scheduler import EngineBusyError, EngineLimits
-from padt.inference.engine.tickets import CancelledError, Ended, Event, Ticket, Times
-from padt.inference.stream import ObjectFound, TextPiece
+from padt.inference.engine.tickets import CancelledError, Ticket
+from padt.inference.events import Ended, Event, ObjectFound, TextPiece, Times
 
 __all__ = [
     "CancelledError",

@@ -24,12 +24,13 @@ from padt.inference.engine.cache import ContentCache, SeenPicture
 from padt.inference.engine.passes import RowPasses
 from padt.inference.engine.rows import Row, read_picture_once, read_prompt
 from padt.inference.engine.scheduler import Admission, EngineLimits, WaitingRows, by_halves
-from padt.inference.engine.tickets import Ended, Event, Ticket
+from padt.inference.engine.tickets import Ticket
+from padt.inference.events import Ended, Event, ObjectFound, TextPiece
 from padt.inference.generation import TokenChoosers
 from padt.inference.grounding import answer_parser, check_images, prediction_of, processor_of
 from padt.inference.requests import GenerationSettings, Images, Request, paired
 from padt.inference.results import PredictedObject
-from padt.inference.stream import ObjectFound, TextPiece, TextPieces
+from padt.inference.stream import TextPieces
 from padt.model.modeling import PaDTForConditionalGeneration
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class Engine:
 
     def _end(self, row: Row) -> None:
         assert row.reason is not None
-        self._tell(row, Ended(row.reason, row.prediction, row.error, row.times))
+        self._tell(row, Ended(row.reason, row.prediction, row.error, row.times, len(row.prompt.ids)))
 
     def _tell(self, row: Row, event: Event) -> None:
         try:

@@ -17,7 +17,8 @@ from padt.data.processor import PaDTProcessor
 from padt.errors import UserError
 from padt.inference.answer_parser import AnswerGroup, AnswerParser
 from padt.inference.engine.cache import SeenPicture, content_key
-from padt.inference.engine.tickets import Reason, Ticket, Times
+from padt.inference.engine.tickets import Ticket
+from padt.inference.events import Reason, Times
 from padt.inference.generation import TokenChooser
 from padt.inference.grounding import frame_of
 from padt.inference.requests import GenerationSettings, Request

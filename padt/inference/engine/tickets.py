@@ -3,51 +3,10 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from padt.errors import UserError
+from padt.inference.events import Ended, Event
 from padt.inference.results import Prediction
-from padt.inference.stream import ObjectFound, TextPiece
-
-Reason = Literal["stop", "length", "cancelled", "error"]
-
-
-@dataclass
-class Times:
-    """Where the time of a request went, in seconds of the clock.
-
-    Attributes:
-        queued: from the submission to the admission.
-        prefill: the vision tower and the prompt, of all requests that were admitted in one pass with it.
-        decode: steps while it ran.
-        objects: runs of the object decoder in which it took part.
-    """
-
-    queued: float = 0.0
-    prefill: float = 0.0
-    decode: float = 0.0
-    objects: float = 0.0
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The last event of a request.
-
-    Attributes:
-        reason: ``stop`` = the answer is whole, ``length`` = it has ``max_new_tokens`` tokens, ``cancelled``, ``error``.
-        prediction: the answer, as ``predict`` gives it; None after ``cancelled`` and ``error``.
-        error: what went wrong.
-        times: where the time went.
-    """
-
-    reason: Reason
-    prediction: Prediction | None
-    error: Exception | None
-    times: Times
-
-
-Event = TextPiece | ObjectFound | Ended
 
 
 class CancelledError(UserError):

@@ -15,10 +15,11 @@ from padt.inference.calibration import (
     fit_calibration,
     quality_of,
 )
+from padt.inference.events import Finished, ObjectFound
 from padt.inference.generation import GenerationSettings
 from padt.inference.predict import caption_request, predict
 from padt.inference.results import PredictedObject
-from padt.inference.stream import Finished, ObjectFound, stream
+from padt.inference.stream import stream
 from padt.pretrained.config import PaDTConfig
 
 

@@ -9,9 +9,10 @@ from PIL import Image
 
 from padt.errors import UserError
 from padt.inference.engine import CancelledError, Ended, Engine, EngineLimits, ObjectFound, TextPiece
+from padt.inference.events import Finished
 from padt.inference.predict import GenerationSettings, caption_request, detect_request, predict, refer_request
 from padt.inference.requests import Request, chat_request, text_request
-from padt.inference.stream import Finished, stream
+from padt.inference.stream import stream
 from pipelines.toy.language import referring_expressions
 from pipelines.toy.scenes import draw_scene, scene_rng
 from tests.padt.inference.test_predict import assert_same, picture

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from padt.errors import ImageError, UserError
+from padt.inference.events import Finished, ObjectFound, TextPiece
 from padt.inference.predict import GenerationSettings, caption_request, predict, refer_request
-from padt.inference.stream import Finished, ObjectFound, TextPiece, TextPieces, stream
+from padt.inference.stream import TextPieces, stream
 from tests.padt.inference.test_predict import assert_same, picture
 
 SETTINGS = GenerationSettings(max_new_tokens=40)
