@@ -2,8 +2,8 @@
 
 from ray.serve import Application
 
-from serve.engine import Engine
-from serve.ingress import Ingress
+from serve.ingress.deployment import Ingress
+from serve.replica.deployment import Engine
 from serve.settings import AppArgs
 
 # Places for requests that are about to be refused, and for those about health and documentation.
@@ -19,9 +19,10 @@ def build(args: AppArgs) -> Application:
         ray_actor_options={"num_cpus": args.engine_cpus, "num_gpus": args.engine_gpus},
         max_ongoing_requests=args.capacity + SPARE,
         health_check_period_s=5.0,
-    ).bind(args)
+        user_config=args.release,
+    ).bind(args.server)
     return Ingress.options(  # type: ignore[attr-defined]
         num_replicas=args.ingress_replicas,
         ray_actor_options={"num_cpus": args.ingress_cpus},
         max_ongoing_requests=args.max_bodies + args.capacity + SPARE,
-    ).bind(engine, args)
+    ).bind(engine, args.server)

@@ -1,21 +1,36 @@
 """Typed arguments of the application: what `serve.app:build` and a Serve config file's `args` take."""
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class AppArgs(BaseModel):
-    """Arguments of the application. Unknown keys are errors."""
+class Release(BaseModel):
+    """Which model answers. Changes while the application runs, by Serve's ``user_config``, without a restart.
+
+    Attributes:
+        model: folder.
+        version: what answers call it, as in ``padt/7``; empty = the folder's name.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="Model folder, readable on the nodes that run the engine.")
+    model: str
+    version: str = ""
+
+
+class ServerArgs(BaseModel):
+    """What the application is made of, whichever model answers. A change restarts the replicas that it concerns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     name: str = Field("padt", description="Name under which /v1/models lists the model.")
 
     device: str | None = Field(
         None, description="Torch device of the engine; none = cuda where there is one, else cpu."
     )
     dtype: str | None = Field(None, description="float32, bfloat16 or float16; none = as saved.")
-    attn_implementation: str = "auto"
+    attn_implementation: str = "sdpa"
 
     engine_replicas: int = Field(1, ge=1)
     engine_cpus: float = Field(1.0, ge=0)
@@ -23,9 +38,9 @@ class AppArgs(BaseModel):
     ingress_replicas: int = Field(1, ge=1)
     ingress_cpus: float = Field(0.0, ge=0, description="0: the ingress shares the cores that are there.")
 
-    max_batch_size: int = Field(8, ge=1, description="Most requests that the engine answers together.")
-    batch_wait_s: float = Field(0.02, ge=0, description="Longest wait for a batch to fill.")
-    max_ongoing_requests: int = Field(16, ge=1, description="Requests that an engine replica holds; at least a batch.")
+    max_rows: int = Field(16, ge=1, description="Answers that an engine writes at a time.")
+    max_length: int = Field(6144, ge=64, description="Tokens of one request, its patches and its answer included.")
+    cache_mb: float = Field(1024, ge=0, description="MiB in which an engine keeps what it has seen of pictures.")
     max_queued_requests: int = Field(32, ge=0, description="Requests that may wait besides; more get a 503.")
     retry_after_s: int = Field(2, ge=1, description="What a 503 tells the client to wait.")
     request_timeout_s: float = Field(120.0, gt=0)
@@ -45,16 +60,33 @@ class AppArgs(BaseModel):
     )
     max_new_tokens: int = Field(1024, ge=1, description="Longest answer that a request may ask for.")
 
+    @model_validator(mode="after")
+    def _a_largest_picture_fits(self) -> "ServerArgs":
+        if self.max_length <= self.max_patches:
+            raise ValueError(
+                f"max_length ({self.max_length}) leaves no token to a picture of max_patches ({self.max_patches}): "
+                "raise max_length or lower max_patches."
+            )
+        return self
+
     @property
     def capacity(self) -> int:
         """Requests that engines and queue hold together."""
-        return self.engine_replicas * self.max_ongoing_requests + self.max_queued_requests
+        return self.engine_replicas * self.max_rows + self.max_queued_requests
 
-    @model_validator(mode="after")
-    def _a_batch_fits(self) -> "AppArgs":
-        if self.max_ongoing_requests < self.max_batch_size:
-            raise ValueError(
-                f"max_ongoing_requests ({self.max_ongoing_requests}) is smaller than max_batch_size "
-                f"({self.max_batch_size}), so a batch could never fill: raise the former."
-            )
-        return self
+
+class AppArgs(ServerArgs):
+    """Arguments of the application. Unknown keys are errors."""
+
+    model: str = Field(description="Model folder, readable on the nodes that run the engine.")
+    version: str = Field("", description="What answers call this model, as in padt/7; empty = the folder's name.")
+
+    @property
+    def server(self) -> ServerArgs:
+        """The part that a new model leaves as it is."""
+        return ServerArgs(**self.model_dump(include=set(ServerArgs.model_fields)))
+
+    @property
+    def release(self) -> dict[str, Any]:
+        """The part that says which model answers, as Serve's ``user_config``."""
+        return Release(model=self.model, version=self.version).model_dump()

@@ -208,7 +208,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     engine_replicas: Annotated[int, typer.Option(min=1)] = 1,
     engine_gpus: Annotated[float, typer.Option(min=0, help="GPUs of one engine.")] = 0.0,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Most requests answered together.")] = 8,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most answers that an engine writes at a time.")] = 16,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C."""
     from jobs.inference.serve import Served, run_serve
@@ -223,8 +223,7 @@ def serve(
         announce,
         engine_replicas=engine_replicas,
         engine_gpus=engine_gpus,
-        max_batch_size=max_batch_size,
-        max_ongoing_requests=2 * max_batch_size,
+        max_rows=max_rows,
     )
 
 

@@ -8,9 +8,8 @@ import numpy as np
 from ray import serve
 
 from padt.data.rle import encode
-from padt.inference.predict import Frame, PredictedObject, Prediction
-from serve.admission import EngineState
-from serve.engine import Job, Outcome
+from padt.inference.results import Frame, PredictedObject, Prediction
+from serve.messages import EngineState, Job, Outcome
 
 
 @serve.deployment
@@ -31,7 +30,7 @@ class FakeEngine:
         if "hang" in job.request.prompt:
             self.stalled_s = float(job.request.prompt.split()[1])
         if "cancelled" in job.request.prompt:
-            return Outcome(refusal=f"{self.cancelled} were cancelled")
+            return Outcome(trouble="refused", message=f"{self.cancelled} were cancelled")
         if job.request.prompt.startswith("die "):
             flag = Path(job.request.prompt.removeprefix("die "))
             # Once for each line of the file.
@@ -41,15 +40,15 @@ class FakeEngine:
                 await asyncio.sleep(0.3)
                 os._exit(1)
         if "refuse" in job.request.prompt:
-            return Outcome(refusal="The prompt says so: ask for something else.")
+            return Outcome(trouble="refused", message="The prompt says so: ask for something else.")
         if "crash" in job.request.prompt:
             raise RuntimeError("the engine's own secret details")
-        width, height = job.image.size
+        width, height = job.images[0].size
         thing = PredictedObject(
             label="thing",
             score=0.9,
             box=(0.0, 0.0, float(width), float(height)),
-            mask=encode(np.ones((height, width), bool)) if job.masks else None,
+            mask=encode(np.ones((height, width), bool)) if job.settings.masks else None,
             patches=(0, 1),
             span=(3, 5),
             confidence=0.8,
@@ -59,4 +58,4 @@ class FakeEngine:
         return Outcome(Prediction(f"{job.request.task} <|VRT_0|><|VRT_1|>", (thing,), frames).to_dict())
 
     async def state(self) -> EngineState:
-        return EngineState("/models/fake", "cpu", self.stalled_s)
+        return EngineState("/models/fake", "cpu", stalled_s=self.stalled_s)

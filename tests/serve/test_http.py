@@ -16,19 +16,17 @@ pytest.importorskip("ray.serve")
 
 from ray import serve  # noqa: E402
 
-from serve.ingress import Ingress, api  # noqa: E402
-from serve.settings import AppArgs  # noqa: E402
+from serve.ingress.deployment import Ingress, api  # noqa: E402
+from serve.settings import ServerArgs  # noqa: E402
 from tests.serve.fake_engine import FakeEngine  # noqa: E402
 from tests.serve.test_reading import encoded  # noqa: E402
 
-ARGS = AppArgs(
-    model="/models/fake",
+ARGS = ServerArgs(
     max_body_mb=0.2,
     max_image_pixels=50_000,
     max_new_tokens=64,
     max_patches=16,
-    max_ongoing_requests=1,
-    max_batch_size=1,
+    max_rows=1,
     max_queued_requests=1,
     max_bodies=4,
     body_timeout_s=1.5,

@@ -9,7 +9,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from padt.data.image import ResizePolicy
-from serve.reading import RequestError, decode_base64, read_form, read_image, read_json, within_patches
+from serve.api.errors import RequestError
+from serve.api.reading import decode_base64, read_form, read_image, read_json, within_patches
 from serve.settings import AppArgs
 
 
@@ -117,6 +118,6 @@ def test_bad_pictures_are_refused(data: bytes, status: int, code: str) -> None:
     assert (caught.value.status, caught.value.code) == (status, code)
 
 
-def test_a_batch_that_could_never_fill_is_refused() -> None:
-    with pytest.raises(ValidationError, match="raise the former"):
-        AppArgs(model="m", max_batch_size=32)
+def test_a_largest_picture_that_could_never_be_asked_about_is_refused() -> None:
+    with pytest.raises(ValidationError, match="raise max_length"):
+        AppArgs(model="m", max_length=2048)

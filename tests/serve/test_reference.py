@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("ray.serve")
 
-from serve.ingress import api  # noqa: E402
-from serve.reference import reference_page  # noqa: E402
+from serve.api.reference import reference_page  # noqa: E402
+from serve.ingress.deployment import api  # noqa: E402
 
 
 def test_the_page_names_every_path_field_and_status_and_loads_nothing() -> None:

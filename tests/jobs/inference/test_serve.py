@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def served(ray_cluster: None, model: str) -> Iterator[Served]:
-    with serving(model, port=0, max_new_tokens=TOKENS, max_batch_size=4, batch_wait_s=0.2) as answering:
+    with serving(model, port=0, max_new_tokens=TOKENS, max_rows=4, device="cpu") as answering:
         yield answering
 
 
@@ -99,7 +99,7 @@ def test_a_port_or_host_that_cannot_be_is_named(model: str, host: str, port: int
 
 
 def test_a_wrong_setting_and_a_missing_model_are_named(model: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="raise the former"), serving(model, port=0, max_batch_size=64):
+    with pytest.raises(UserError, match="raise max_length"), serving(model, port=0, max_length=1024):
         pass
     with pytest.raises(UserError, match="nothing-here"), serving(str(tmp_path / "nothing-here")):
         pass

@@ -14,28 +14,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from padt.data.image import PATCH, ResizePolicy, open_image
 from padt.errors import ImageError
-from serve.schemas import PredictRequest, Question
+from serve.api.errors import RequestError
+from serve.api.schemas import PredictRequest, Question
 
 _STATUS_OF_IMAGE_REASON = {"image_too_large": 413}
 # Base64 as it comes: wrapped into lines, or with the letters that are safe in URLs.
 _PLAIN_BASE64 = bytes.maketrans(b"-_", b"+/")
 _SPACE = b" \t\r\n"
-
-
-class RequestError(Exception):
-    """A request that cannot be answered as it is.
-
-    Attributes:
-        status: HTTP status, 4xx.
-        code: stable name for programs.
-        retry_after_s: after how long the same request may be sent again; None where that would not help.
-    """
-
-    def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.retry_after_s = retry_after_s
 
 
 async def read_request(request: Request, max_body_bytes: int, timeout_s: float) -> tuple[Question, bytes]:

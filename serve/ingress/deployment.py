@@ -19,12 +19,11 @@ from padt import __version__
 from padt.data.rle import resize
 from padt.data.tasks import TASK_NAMES
 from padt.errors import UserError
-from padt.inference.requests import ask
-from serve.admission import EngineWatch, Places
-from serve.engine import Job, Outcome
-from serve.reading import RequestError, read_image, read_request, within_patches
-from serve.reference import reference_page
-from serve.schemas import (
+from padt.inference.requests import GenerationSettings, ask
+from serve.api.errors import RequestError
+from serve.api.reading import read_image, read_request, within_patches
+from serve.api.reference import reference_page
+from serve.api.schemas import (
     ErrorBody,
     ModelCard,
     ModelList,
@@ -33,7 +32,9 @@ from serve.schemas import (
     PredictResponse,
     Question,
 )
-from serve.settings import AppArgs
+from serve.ingress.admission import EngineWatch, Places
+from serve.messages import Job, Outcome
+from serve.settings import ServerArgs
 
 logger = logging.getLogger("ray.serve")
 
@@ -76,7 +77,7 @@ def refused(status: int, code: str, message: str, headers: dict[str, str] | None
     return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)
 
 
-def to_job(question: Question, image: Image.Image, args: AppArgs) -> Job:
+def to_job(question: Question, image: Image.Image, args: ServerArgs) -> Job:
     """A checked question and its image as the engine takes them.
 
     Raises:
@@ -95,7 +96,17 @@ def to_job(question: Question, image: Image.Image, args: AppArgs) -> Job:
         most = args.max_prompt_bytes
         message = f"The prompt has {length:,} bytes and this server takes {most:,}: give fewer or shorter words."
         raise RequestError(422, "prompt_too_long", message)
-    return Job(within_patches(image, args.max_patches), asked, tokens, masks=question.mask == "rle")
+    settings = GenerationSettings(max_new_tokens=tokens, masks=question.mask == "rle")
+    return Job((within_patches(image, args.max_patches),), asked, settings)
+
+
+def trouble_of(outcome: Outcome, retry_after_s: int) -> RequestError:
+    """The error that a client sees of an outcome without a prediction."""
+    if outcome.trouble == "refused":
+        return RequestError(422, "invalid_request", outcome.message)
+    if outcome.trouble == "busy":
+        return RequestError(503, "overloaded", outcome.message, retry_after_s)
+    return RequestError(500, "internal_error", outcome.message)
 
 
 def in_original_pixels(found: dict[str, Any], seen: tuple[int, int], original: tuple[int, int]) -> dict[str, Any]:
@@ -170,9 +181,9 @@ async def internal_error(request: Request, error: Exception) -> JSONResponse:
 @serve.deployment
 @serve.ingress(api)
 class Ingress:
-    """Serve deployment for HTTP. Scaled by ``AppArgs.ingress_replicas``."""
+    """Serve deployment for HTTP. Scaled by ``ServerArgs.ingress_replicas``."""
 
-    def __init__(self, engine: DeploymentHandle, args: AppArgs) -> None:
+    def __init__(self, engine: DeploymentHandle, args: ServerArgs) -> None:
         self._engine = engine
         self._args = args
         self._bodies = Places(args.max_bodies, args.retry_after_s)
@@ -199,7 +210,7 @@ class Ingress:
             outcome = await self._answer(job)
             prediction = outcome.prediction
             if prediction is None:
-                raise RequestError(422, "invalid_request", outcome.refusal or "")
+                raise trouble_of(outcome, args.retry_after_s)
             milliseconds = {"decode": (decoded - started) * 1e3, "answer": (time.perf_counter() - decoded) * 1e3}
             # Masks make bodies large, so they are written by pydantic directly, once, and not in the event loop.
             body = await asyncio.to_thread(

@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from serve.reading import RequestError
+from serve.api.errors import RequestError
+from serve.messages import EngineState
 
 # An engine that does not say within this how it is, is not ready; what it said counts for so long.
 ANSWER_TIMEOUT_S = 2.0
@@ -40,21 +40,6 @@ class Places:
             yield
         finally:
             self.taken -= 1
-
-
-@dataclass(frozen=True)
-class EngineState:
-    """How an engine is.
-
-    Attributes:
-        source: where its model came from.
-        device: where the model runs.
-        stalled_s: how long a batch has been without a step of the model; 0 while nothing runs.
-    """
-
-    source: str
-    device: str
-    stalled_s: float = 0.0
 
 
 class EngineWatch:

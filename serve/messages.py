@@ -1,0 +1,81 @@
+"""What goes between ingress and engine: plain values and pictures, so that the ingress needs no torch."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from PIL import Image
+
+from padt.inference.events import ObjectFound, Reason, TextPiece, Times
+from padt.inference.requests import GenerationSettings, Request
+
+
+@dataclass(frozen=True)
+class Job:
+    """One question for the engine.
+
+    Attributes:
+        images: upright, RGB, within the server's budget of patches.
+        request: what is asked about them.
+        settings: how to answer.
+        seed: of the sampling; None = a fresh one.
+        client: whose question it is; clients share the engine fairly.
+        request_id: by which logs name it.
+    """
+
+    images: tuple[Image.Image, ...]
+    request: Request
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
+    seed: int | None = None
+    client: str = ""
+    request_id: str = ""
+
+
+Trouble = Literal["refused", "busy", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a job: a prediction, or the trouble that there was.
+
+    Attributes:
+        prediction: as plain values (``Prediction.to_dict``).
+        reason: why the answer has ended.
+        trouble: ``refused`` = the client can mend it, ``busy`` = the engine's queue is full, ``failed`` = the engine's
+            fault; None with a prediction.
+        message: what the trouble is, for people; of a failure only what a client may know.
+        times: where the time went.
+        prompt_tokens, completion_tokens: lengths.
+        version, fingerprint: of the model that answered.
+    """
+
+    prediction: dict[str, Any] | None = None
+    reason: Reason = "stop"
+    trouble: Trouble | None = None
+    message: str = ""
+    times: Times = field(default_factory=Times)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    version: str = ""
+    fingerprint: str = ""
+
+
+# A stream hands over what has come together, in order; the outcome is the last of all.
+StreamItem = TextPiece | ObjectFound | Outcome
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """How an engine is.
+
+    Attributes:
+        source: where its model came from.
+        device: where the model runs.
+        version, fingerprint: of the model.
+        stalled_s: how long its rows have been without a step of the model; 0 while nothing runs.
+    """
+
+    source: str
+    device: str
+    version: str = ""
+    fingerprint: str = ""
+    stalled_s: float = 0.0

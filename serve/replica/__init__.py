@@ -1,0 +1,1 @@
+"""The engine's side: a Serve deployment around the model and its engine."""
