@@ -5,7 +5,7 @@ The front doors are :func:`load_model` and the Hugging Face classes. Names are r
 
 ``AutoConfig``, ``AutoModelForImageTextToText`` and ``AutoProcessor`` of transformers serve our own saves once PaDT is
 registered with them: by ``import padt`` where transformers has been imported before, else by the first use of any name
-of this package, such as ``padt.register()``.
+of this package but ``Prediction`` (which needs neither torch nor transformers), such as ``padt.register()``.
 """
 
 import sys
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from padt.checkpoints.loading import save_model as save_model
     from padt.data.processor import PaDTProcessor as PaDTProcessor
     from padt.data.processor import load_processor as load_processor
+    from padt.inference.results import Prediction as Prediction
     from padt.model.modeling import PaDTForConditionalGeneration as PaDTForConditionalGeneration
     from padt.model.modeling import register as register
     from padt.pretrained.config import PaDTConfig as PaDTConfig
@@ -28,6 +29,7 @@ _HOMES = {
     "PaDTConfig": "padt.pretrained.config",
     "PaDTForConditionalGeneration": "padt.model.modeling",
     "PaDTProcessor": "padt.data.processor",
+    "Prediction": "padt.inference.results",
     "export": "padt.checkpoints.export",
     "load_model": "padt.checkpoints.loading",
     "load_processor": "padt.data.processor",
@@ -40,7 +42,8 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'padt' has no attribute {name!r}")
-    import_module("padt.model.modeling").register()
+    if name != "Prediction":
+        import_module("padt.model.modeling").register()
     return getattr(import_module(_HOMES[name]), name)
 
 

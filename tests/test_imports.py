@@ -28,6 +28,6 @@ def test_the_model_library_needs_no_cluster_software() -> None:
 
 def test_import_padt_is_light() -> None:
     """`import padt` alone must not even load torch: the command line's help depends on it."""
-    code = "import sys, padt; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, padt; padt.Prediction; print('torch' in sys.modules or 'transformers' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert run.stdout.strip() == "False"

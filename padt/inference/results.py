@@ -1,11 +1,19 @@
 """What a prediction gives: text, and objects in pixels of the original pictures."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from padt.data.conversation import Said, Turn
+from padt.data.rle import decode
+from padt.errors import UserError, install_command, suggestion
+from padt.metrics.detect import coco_entry, fold
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,23 @@ class PredictedObject:
         """Plain values for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PredictedObject":
+        """The object that ``to_dict`` gave these values of, before JSON or after it; unknown keys are passed over."""
+        x0, y0, x1, y1 = (float(edge) for edge in values["box"])
+        start, end = values["span"]
+        return cls(
+            label=str(values["label"]),
+            score=float(values["score"]),
+            box=(x0, y0, x1, y1),
+            mask=dict(values["mask"]) if values["mask"] is not None else None,
+            patches=tuple(int(patch) for patch in values["patches"]),
+            span=(int(start), int(end)),
+            confidence=float(values["confidence"]),
+            complete=bool(values["complete"]),
+            image=int(values.get("image", 0)),
+        )
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -115,8 +140,8 @@ class Prediction:
         """
         if names is None:
             return self
-        wanted = {_plain(name) for name in names}
-        others = Counter(found.label for found in self.objects if _plain(found.label) not in wanted)
+        wanted = {fold(name) for name in names}
+        others = Counter(found.label for found in self.objects if fold(found.label) not in wanted)
         if not others:
             return self
         named = ", ".join(f"{count} {label!r}" for label, count in others.items())
@@ -129,6 +154,85 @@ class Prediction:
         del values["token_ids"]
         return {**values, "width": self.width, "height": self.height, "grid": self.grid}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Prediction":
+        """The prediction that ``to_dict`` gave these values of, before JSON or after it, without its token ids.
 
-def _plain(label: str) -> str:
-    return " ".join(label.split()).casefold()
+        Raises:
+            UserError: a field is missing or of the wrong kind.
+        """
+        try:
+            return cls(
+                text=str(values["text"]),
+                objects=tuple(PredictedObject.from_dict(found) for found in values["objects"]),
+                images=tuple(
+                    Frame(int(frame["width"]), int(frame["height"]), (int(frame["grid"][0]), int(frame["grid"][1])))
+                    for frame in values["images"]
+                ),
+                truncated=bool(values["truncated"]),
+                warnings=tuple(str(warning) for warning in values["warnings"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"These values are no prediction ({error!r}): give what Prediction.to_dict() returns."
+            ) from error
+
+    def to_coco(self, image_id: int | Sequence[int], category_ids: Mapping[str, int]) -> list[dict[str, Any]]:
+        """The objects as records of a COCO results file, which pycocotools' ``COCO.loadRes`` reads.
+
+        Args:
+            image_id: number of the picture in the data set; of several pictures one number each.
+            category_ids: number of each class, by its name as answers give it; letter case and spaces do not count.
+
+        Returns:
+            ``{image_id, category_id, bbox (x, y, width, height in pixels of the upright original), score}`` for each
+            object, and ``segmentation`` (run lengths) where it has a mask; in order of writing.
+
+        Raises:
+            UserError: an object's label is the name of no class, or pictures and numbers differ in number.
+        """
+        numbers = [image_id] if isinstance(image_id, int) else list(image_id)
+        if len(numbers) != len(self.images):
+            raise UserError(f"image_id has {len(numbers)} for {len(self.images)} pictures: give one for each.")
+        known = {fold(name): number for name, number in category_ids.items()}
+        missing = sorted({found.label for found in self.objects if fold(found.label) not in known})
+        if missing:
+            raise UserError(
+                f"category_ids has no class {missing[0]!r}: {suggestion(missing[0], category_ids)} Add it, or leave "
+                "such objects out first with Prediction.of_classes(category_ids)."
+            )
+        return [coco_entry(numbers[found.image], known[fold(found.label)], found) for found in self.objects]
+
+    def to_supervision(self, image: int = 0) -> "Detections":
+        """The objects of one picture as ``supervision.Detections``, for that library's annotators and trackers.
+
+        Args:
+            image: which picture of the request.
+
+        Returns:
+            Detections with boxes ``(n, 4)`` in pixels of the upright original, masks ``(n, height, width)`` where every
+            object has one, scores, classes numbered by the order in which their labels first come, and the labels as
+            ``data["class_name"]``.
+
+        Raises:
+            UserError: supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise UserError(
+                f"to_supervision needs the package supervision: install it with `{install_command('supervision')}`."
+            ) from error
+        found = [each for each in self.objects if each.image == image]
+        if not found:
+            return Detections.empty()
+        labels = [each.label for each in found]
+        order = list(dict.fromkeys(labels))
+        masks = [decode(each.mask) for each in found if each.mask is not None]
+        return Detections(
+            xyxy=np.array([each.box for each in found], np.float32),
+            mask=np.stack(masks) if len(masks) == len(found) else None,
+            confidence=np.array([each.score for each in found], np.float32),
+            class_id=np.array([order.index(label) for label in labels]),
+            data={"class_name": np.array(labels)},
+        )

@@ -116,17 +116,22 @@ def coco_results(
         numbers = Counter(ids[fold(found.label)] for found in known)
         detections.beyond += sum(max(0, number - MAX_DETECTIONS) for number in numbers.values())
         for found in known:
-            entry: dict[str, Any] = {
-                "image_id": image.image_id,
-                "category_id": ids[fold(found.label)],
-                "bbox": _xywh(found.box),
-                "score": float(found.score),
-            }
-            if found.mask is not None:
-                code = compressed(found.mask)
-                entry["segmentation"] = {"size": code["size"], "counts": code["counts"].decode("ascii")}
-            detections.results.append(entry)
+            detections.results.append(coco_entry(image.image_id, ids[fold(found.label)], found))
     return detections
+
+
+def coco_entry(image_id: int, category_id: int, found: ObjectLike) -> dict[str, Any]:
+    """One record of a COCO results file: float ``xywh`` pixels, and run lengths (str counts) where there is a mask."""
+    entry: dict[str, Any] = {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": _xywh(found.box),
+        "score": float(found.score),
+    }
+    if found.mask is not None:
+        code = compressed(found.mask)
+        entry["segmentation"] = {"size": code["size"], "counts": code["counts"].decode("ascii")}
+    return entry
 
 
 def score_detect(
