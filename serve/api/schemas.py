@@ -74,7 +74,21 @@ class PredictedObjectBody(BaseModel):
     score: float = Field(description="Between 0 and 1.")
     box: tuple[float, float, float, float] = Field(description="x0, y0, x1, y1 in pixels of the upright image.")
     mask: dict[str, Any] | None = Field(description="COCO run lengths {size: [height, width], counts}, or null.")
-    patches: list[int] = Field(description="The Visual Reference Tokens: patch numbers, row-major in `grid`.")
+    patches: list[int] = Field(
+        description="The Visual Reference Tokens: patch numbers, row-major in the picture's grid."
+    )
+    span: tuple[int, int] = Field(description="Its tokens in the answer, end exclusive.")
+    confidence: float = Field(description="Geometric mean of the probabilities of its Visual Reference Tokens.")
+    complete: bool = Field(description="False where the answer was cut within the object, or a part was dropped.")
+    image: int = Field(description="Which of the request's pictures it is in, from 0.")
+
+
+class FrameBody(BaseModel):
+    """Size of one picture."""
+
+    width: int = Field(description="Of the upright picture as it came, in pixels.")
+    height: int
+    grid: tuple[int, int] = Field(description="Rows and columns of its patches.")
 
 
 class PredictResponse(BaseModel):
@@ -84,9 +98,10 @@ class PredictResponse(BaseModel):
     task: Task
     text: str
     objects: list[PredictedObjectBody]
-    width: int
+    images: list[FrameBody] = Field(description="The request's pictures.")
+    width: int = Field(description="Of the first picture.")
     height: int
-    grid: tuple[int, int] = Field(description="Rows and columns of patches.")
+    grid: tuple[int, int] = Field(description="Rows and columns of the first picture's patches.")
     truncated: bool = Field(description="The answer was cut at max_new_tokens.")
     warnings: list[str]
     milliseconds: dict[str, float] = Field(description="Time spent: decode, answer (queue, batch, model).")

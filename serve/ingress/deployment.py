@@ -25,6 +25,7 @@ from serve.api.reading import read_image, read_request, within_patches
 from serve.api.reference import reference_page
 from serve.api.schemas import (
     ErrorBody,
+    FrameBody,
     ModelCard,
     ModelList,
     PredictedObjectBody,
@@ -142,6 +143,7 @@ def to_response(
         model=name,
         task=question.task,
         objects=[PredictedObjectBody.model_validate(one) for one in found],
+        images=[FrameBody(width=original[0], height=original[1], grid=prediction["grid"])],
         width=original[0],
         height=original[1],
         milliseconds={key: round(value, 1) for key, value in milliseconds.items()},

@@ -16,6 +16,7 @@ pytest.importorskip("ray.serve")
 
 from ray import serve  # noqa: E402
 
+from padt.inference.results import Frame, Prediction  # noqa: E402
 from serve.ingress.deployment import Ingress, api  # noqa: E402
 from serve.settings import ServerArgs  # noqa: E402
 from tests.serve.fake_engine import FakeEngine  # noqa: E402
@@ -71,6 +72,13 @@ def test_json_and_form_get_the_same_answer(client: httpx.Client) -> None:
     assert first["objects"][0]["box"] == [0.0, 0.0, 60.0, 40.0]
     assert first["objects"][0]["mask"]["size"] == [40, 60]
     assert (first["width"], first["height"], first["grid"], first["model"]) == (60, 40, [2, 3], "padt")
+
+
+def test_an_answer_holds_the_whole_prediction(client: httpx.Client) -> None:
+    prediction = Prediction.from_dict(ask(client).json())
+    assert prediction.images == (Frame(60, 40, (2, 3)),)
+    (found,) = prediction.objects
+    assert (found.span, found.confidence, found.complete, found.image) == ((3, 5), 0.8, True, 0)
 
 
 def test_masks_can_be_left_out(client: httpx.Client) -> None:
