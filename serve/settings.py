@@ -48,6 +48,15 @@ class ServerArgs(BaseModel):
         60.0, gt=0, description="An engine whose model makes no step for so long is not ready, and is replaced."
     )
 
+    keys_file: str | None = Field(
+        None, description="File of keys, NAME:KEY in lines, read again when it changes; more are in PADT_API_KEYS."
+    )
+    allow_anyone: bool = Field(False, description="Answer other machines too where there are no keys.")
+    key_share: float = Field(0.5, gt=0, le=1, description="Most of all places that one key's requests may hold.")
+    allow_origins: tuple[str, ...] = Field(
+        (), description="Origins of web pages elsewhere that may ask, as in https://app.example.org; * = all."
+    )
+
     max_body_mb: float = Field(24.0, gt=0, description="Largest request body, base64 included.")
     body_timeout_s: float = Field(30.0, gt=0, description="Longest time that a body may take to arrive.")
     max_bodies: int = Field(32, ge=1, description="Bodies that an ingress reads and decodes at once; more get a 503.")

@@ -1,5 +1,9 @@
 """The one kind of error that a client sees."""
 
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+
 
 class RequestError(Exception):
     """A request that cannot be answered as it is.
@@ -15,3 +19,8 @@ class RequestError(Exception):
         self.status = status
         self.code = code
         self.retry_after_s = retry_after_s
+
+
+def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error answer: ``{"error": {"code", "message"}}``."""
+    return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)

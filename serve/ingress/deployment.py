@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import time
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -14,13 +15,14 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from padt import __version__
 from padt.data.rle import resize
 from padt.data.tasks import TASK_NAMES
 from padt.errors import UserError
 from padt.inference.requests import GenerationSettings, ask
-from serve.api.errors import RequestError
+from serve.api.errors import RequestError, error_response
 from serve.api.reading import read_image, read_request, within_patches
 from serve.api.reference import reference_page
 from serve.api.schemas import (
@@ -34,6 +36,8 @@ from serve.api.schemas import (
     Question,
 )
 from serve.ingress.admission import EngineWatch, Places
+from serve.ingress.gate import Gate
+from serve.ingress.keys import KeyRing
 from serve.messages import Job, Outcome
 from serve.settings import ServerArgs
 
@@ -51,7 +55,7 @@ api = FastAPI(
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
-    for status in (400, 408, 413, 415, 422, 500, 503, 504)
+    for status in (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
 }
 _FORM_PROPERTIES = {
     "image": {"type": "string", "format": "binary"},
@@ -71,11 +75,6 @@ _BODY = {
         },
     },
 }
-
-
-def refused(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error answer: ``{"error": {"code", "message"}}``."""
-    return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)
 
 
 def to_job(question: Question, image: Image.Image, args: ServerArgs) -> Job:
@@ -151,6 +150,25 @@ def to_response(
     )
 
 
+class BehindGate:
+    """Puts the replica's own gate before the routes: which one is known when the replica runs."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._gate: Gate | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask the gate; what no replica runs, such as the start of the application, passes."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        if self._gate is None:
+            self._gate = serve.get_replica_context().servable_object.gate(self._app)
+        await self._gate(scope, receive, send)
+
+
+api.add_middleware(BehindGate)
+
+
 @api.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
     """The description, for people."""
@@ -162,7 +180,7 @@ async def docs() -> HTMLResponse:
 async def request_error(request: Request, error: RequestError) -> JSONResponse:
     """What a client can mend, or must wait for."""
     wait = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return refused(error.status, error.code, str(error), wait)
+    return error_response(error.status, error.code, str(error), wait)
 
 
 @api.exception_handler(HTTPException)
@@ -170,14 +188,14 @@ async def http_error(request: Request, error: HTTPException) -> JSONResponse:
     """A path that is not there, or a method that it does not take."""
     phrase = HTTPStatus(error.status_code).phrase
     message = f"{request.method} {request.url.path}: {phrase}. /docs says what there is."
-    return refused(error.status_code, phrase.lower().replace(" ", "_"), message, dict(error.headers or {}))
+    return error_response(error.status_code, phrase.lower().replace(" ", "_"), message, dict(error.headers or {}))
 
 
 @api.exception_handler(Exception)
 async def internal_error(request: Request, error: Exception) -> JSONResponse:
     """Whatever nobody foresaw: details go to the log, not to the client."""
     logger.error("Request to %s failed", request.url.path, exc_info=error)
-    return refused(500, "internal_error", "The server failed on this request; its log says why.")
+    return error_response(500, "internal_error", "The server failed on this request; its log says why.")
 
 
 @serve.deployment
@@ -189,8 +207,13 @@ class Ingress:
         self._engine = engine
         self._args = args
         self._bodies = Places(args.max_bodies, args.retry_after_s)
-        self._questions = Places(math.ceil(args.capacity / args.ingress_replicas), args.retry_after_s)
+        self._questions = Places(math.ceil(args.capacity / args.ingress_replicas), args.retry_after_s, args.key_share)
+        self._keys = KeyRing(args.keys_file)
         self._watch = EngineWatch(lambda: self._engine.state.remote(), args.hang_after_s)
+
+    def gate(self, app: ASGIApp) -> Gate:
+        """The gate before an application, with this server's settings and keys."""
+        return Gate(app, self._args, self._keys)
 
     @api.post(
         "/v1/predict",
@@ -206,8 +229,8 @@ class Ingress:
         with self._bodies.one():
             question, encoded = await read_request(request, int(args.max_body_mb * 1e6), args.body_timeout_s)
         # Whoever cannot be answered now is told so before the picture costs anything.
-        with self._questions.one():
-            job, original = await asyncio.to_thread(self._to_job, question, encoded)
+        with self._questions.one(request.state.client):
+            job, original = await asyncio.to_thread(self._to_job, question, encoded, request)
             decoded = time.perf_counter()
             outcome = await self._answer(job)
             prediction = outcome.prediction
@@ -220,10 +243,12 @@ class Ingress:
             )
         return Response(body, media_type="application/json")
 
-    def _to_job(self, question: Question, encoded: bytes) -> tuple[Job, tuple[int, int]]:
+    def _to_job(self, question: Question, encoded: bytes, request: Request) -> tuple[Job, tuple[int, int]]:
         """The job, and width and height of the upright picture as it came."""
         image = read_image(encoded, self._args.max_image_pixels)
-        return to_job(question, image, self._args), image.size
+        job = to_job(question, image, self._args)
+        about = request.state
+        return replace(job, client=about.client, request_id=about.request_id), image.size
 
     async def _answer(self, job: Job) -> Outcome:
         """Ask the engine; once more where it died over the question. Given up by the client, it is cancelled there.
