@@ -208,6 +208,13 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     engine_replicas: Annotated[int, typer.Option(min=1)] = 1,
     engine_gpus: Annotated[float, typer.Option(min=0, help="GPUs of one engine.")] = 0.0,
+    keys_file: Annotated[
+        str | None,
+        typer.Option(help="File of keys, NAME:KEY in lines; read again when it changes. More are in PADT_API_KEYS."),
+    ] = None,
+    allow_anyone: Annotated[
+        bool, typer.Option("--allow-anyone", help="Answer other machines without keys too.")
+    ] = False,
     max_rows: Annotated[int, typer.Option(min=1, help="Most answers that an engine writes at a time.")] = 16,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C."""
@@ -224,6 +231,8 @@ def serve(
         engine_replicas=engine_replicas,
         engine_gpus=engine_gpus,
         max_rows=max_rows,
+        keys_file=keys_file,
+        allow_anyone=allow_anyone,
     )
 
 

@@ -11,9 +11,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from padt.errors import UserError
+
+if TYPE_CHECKING:
+    from serve.settings import AppArgs
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,8 @@ def serving(
         settings: further fields of ``serve.settings.AppArgs``.
 
     Raises:
-        UserError: the model is not there, a setting is wrong, the port is taken, or the engine does not start.
+        UserError: the model is not there, a setting is wrong, the port is taken, strangers could ask, or the
+            engine does not start.
     """
     from pydantic import ValidationError
 
@@ -58,6 +62,7 @@ def serving(
         problem = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"]) or "settings"
         raise UserError(f"{name}: {problem['msg'].removeprefix('Value error, ')}.") from error
+    _check_who_may_ask(host, args)
 
     from jobs.common.ray_session import ray_session
 
@@ -98,6 +103,19 @@ def run_serve(
         logger.info("Stopped")
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _check_who_may_ask(host: str, args: "AppArgs") -> None:
+    """Refuse to open a model to a network without keys, unless that is what is wanted."""
+    from serve.ingress.gate import is_local
+    from serve.ingress.keys import KEYS_VARIABLE, KeyRing
+
+    keys = KeyRing(args.keys_file)
+    if not (keys.needed or args.allow_anyone or host == "localhost" or is_local((host,))):
+        raise UserError(
+            f"On {host} everybody who reaches this machine could ask: give --keys-file FILE (lines NAME:KEY) or set "
+            f"{KEYS_VARIABLE}=NAME:KEY, or say --allow-anyone if that is what you want."
+        )
 
 
 def _wait_until_ready(url: str, timeout_s: float) -> None:

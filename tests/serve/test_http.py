@@ -81,6 +81,11 @@ def test_an_answer_holds_the_whole_prediction(client: httpx.Client) -> None:
     assert (found.span, found.confidence, found.complete, found.image) == ((3, 5), 0.8, True, 0)
 
 
+def test_every_answer_names_its_request(client: httpx.Client) -> None:
+    assert client.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert len(ask(client, task="nothing").headers["x-request-id"]) == 32
+
+
 def test_masks_can_be_left_out(client: httpx.Client) -> None:
     assert ask(client, mask="none").json()["objects"][0]["mask"] is None
 

@@ -98,6 +98,14 @@ def test_a_port_or_host_that_cannot_be_is_named(model: str, host: str, port: int
         pass
 
 
+def test_a_model_is_not_opened_to_a_network_without_keys(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PADT_API_KEYS", raising=False)
+    with pytest.raises(UserError, match="--allow-anyone"), serving(model, "0.0.0.0", 0):
+        pass
+    with pytest.raises(UserError, match="cannot be read"), serving(model, port=0, keys_file="/nothing/keys"):
+        pass
+
+
 def test_a_wrong_setting_and_a_missing_model_are_named(model: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="raise max_length"), serving(model, port=0, max_length=1024):
         pass
