@@ -37,6 +37,22 @@ class ImageError(UserError):
 IMAGE_REASONS = ("image_missing", "image_unreadable", "image_too_large", "image_aspect_ratio")
 
 
+class EndpointError(UserError):
+    """An endpoint that refuses a question, fails over it, or does not answer.
+
+    Attributes:
+        status: HTTP status; 0 where no answer came.
+        code: stable name of the reason, for programs.
+        request_id: by which the endpoint's log knows the request; empty where it was not told.
+    """
+
+    def __init__(self, message: str, status: int = 0, code: str = "", request_id: str = "") -> None:
+        super().__init__(f"{message} (request {request_id})" if request_id else message)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+
+
 def look_up(what: str, name: object, table: Mapping[str, Entry]) -> Entry:
     """The entry of a table of known things.
 
