@@ -57,6 +57,11 @@ class ServerArgs(BaseModel):
         (), description="Origins of web pages elsewhere that may ask, as in https://app.example.org; * = all."
     )
 
+    image_hosts: tuple[str, ...] = Field(
+        (), description="Hosts from which pictures are fetched by URL, as in *.example.org; none = no fetching."
+    )
+    fetch_timeout_s: float = Field(10.0, gt=0, description="Longest time that fetching a picture may take.")
+
     max_body_mb: float = Field(24.0, gt=0, description="Largest request body, base64 included.")
     body_timeout_s: float = Field(30.0, gt=0, description="Longest time that a body may take to arrive.")
     max_bodies: int = Field(32, ge=1, description="Bodies that an ingress reads and decodes at once; more get a 503.")
