@@ -12,11 +12,15 @@ HOSTS = ("pictures.example", "*.cdn.example")
 PUBLIC = "93.184.216.34"
 
 
+def found(content: bytes) -> httpx.Response:
+    return httpx.Response(200, stream=httpx.ByteStream(content))
+
+
 async def public(host: str, port: int) -> list[str]:
     return [PUBLIC]
 
 
-def fetch(url: str, answer=lambda request: httpx.Response(200, content=b"picture"), resolve=public, **options) -> bytes:
+def fetch(url: str, answer=lambda request: found(b"picture"), resolve=public, **options) -> bytes:
     transport = httpx.MockTransport(answer)
     arguments = {"hosts": HOSTS, "max_bytes": 1000, "timeout_s": 5.0, **options}
     return asyncio.run(fetch_image(url, resolve=resolve, transport=transport, **arguments))
@@ -27,7 +31,7 @@ def test_the_connection_goes_to_the_address_that_was_looked_at() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append((request.url.host, request.headers["host"], request.extensions["sni_hostname"]))
-        return httpx.Response(200, content=b"picture")
+        return found(b"picture")
 
     assert fetch("https://pictures.example/a.jpg?x=1", answer) == b"picture"
     assert asked == [(PUBLIC, "pictures.example", "pictures.example")]
@@ -78,7 +82,7 @@ def test_each_redirect_is_judged_and_there_is_an_end() -> None:
     def once(request: httpx.Request) -> httpx.Response:
         if request.headers["host"] == "pictures.example":
             return httpx.Response(301, headers={"location": "https://b.cdn.example/b"})
-        return httpx.Response(200, content=b"moved")
+        return found(b"moved")
 
     assert fetch("https://pictures.example/a", once) == b"moved"
 
@@ -97,7 +101,7 @@ def test_a_redirect_to_a_listed_name_with_a_private_address_is_refused() -> None
 
 def test_a_large_slow_or_missing_picture_is_an_error_of_the_request() -> None:
     with pytest.raises(RequestError) as caught:
-        fetch("https://pictures.example/a", lambda request: httpx.Response(200, content=b"x" * 1001))
+        fetch("https://pictures.example/a", lambda request: found(b"x" * 1001))
     assert caught.value.status == 413
     with pytest.raises(RequestError, match="answers 404"):
         fetch("https://pictures.example/a", lambda request: httpx.Response(404))
