@@ -30,7 +30,7 @@ class Job:
     request_id: str = ""
 
 
-Trouble = Literal["refused", "busy", "failed"]
+Trouble = Literal["refused", "busy", "failed", "lost"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Outcome:
         prediction: as plain values (``Prediction.to_dict``).
         reason: why the answer has ended.
         trouble: ``refused`` = the client can mend it, ``busy`` = the engine's queue is full, ``failed`` = the engine's
-            fault; None with a prediction.
+            fault on this job, ``lost`` = this engine answers nothing more and another one may; None with a prediction.
         message: what the trouble is, for people; of a failure only what a client may know.
         times: where the time went.
         prompt_tokens, completion_tokens: lengths.

@@ -12,7 +12,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from PIL import Image
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,6 +34,7 @@ from serve.api.schemas import (
     PredictResponse,
     Question,
 )
+from serve.ingress import asking
 from serve.ingress.admission import EngineWatch, Places
 from serve.ingress.gate import Gate
 from serve.ingress.keys import KeyRing
@@ -232,7 +232,7 @@ class Ingress:
         with self._questions.one(request.state.client):
             job, original = await asyncio.to_thread(self._to_job, question, encoded, request)
             decoded = time.perf_counter()
-            outcome = await self._answer(job)
+            outcome = await asking.ask(self._engine, job, args)
             prediction = outcome.prediction
             if prediction is None:
                 raise trouble_of(outcome, args.retry_after_s)
@@ -249,29 +249,6 @@ class Ingress:
         job = to_job(question, image, self._args)
         about = request.state
         return replace(job, client=about.client, request_id=about.request_id), image.size
-
-    async def _answer(self, job: Job) -> Outcome:
-        """Ask the engine; once more where it died over the question. Given up by the client, it is cancelled there.
-
-        Raises:
-            RequestError: 503, the engine died twice; 504, it took too long.
-        """
-        limit, wait = self._args.request_timeout_s, self._args.retry_after_s
-        try:
-            async with asyncio.timeout(limit):
-                for _ in range(2):
-                    waiting = self._engine.answer.remote(job)
-                    try:
-                        return await waiting
-                    except RayActorError as error:
-                        logger.warning("An engine died over a request: %s", error)
-                    except asyncio.CancelledError:
-                        waiting.cancel()
-                        raise
-        except TimeoutError as error:
-            message = f"No answer within {limit:g} s: ask for fewer tokens or try again later."
-            raise RequestError(504, "timeout", message) from error
-        raise RequestError(503, "engine_lost", f"The engine stopped twice: try again in {wait} s.", wait)
 
     @api.get("/v1/models", response_model=ModelList, responses={503: {"model": ErrorBody}}, summary="What answers here")
     async def models(self) -> ModelList:
