@@ -19,7 +19,7 @@ from padt.inference.generation import GenerationSettings
 from padt.inference.grounding import GroundingModel, Questions, decode_groups, prediction_of, prepare_questions
 from padt.inference.predict import answer
 from padt.inference.requests import Images, Request, paired
-from padt.inference.results import PredictedObject, Prediction
+from padt.inference.results import Prediction
 
 # Rows whose logits over the whole vocabulary are held at a time.
 _CHUNK = 32
@@ -89,7 +89,7 @@ class Explanation:
         pictures: the upright images of the request.
         steps: for each object of the prediction the steps that wrote its VRTs.
         nearest: where the answer has no VRT: the step at which the VRTs together were likeliest; None for an empty
-            answer, or one without a picture.
+            answer, one without a picture, or one whose probabilities are not finite.
     """
 
     prediction: Prediction
@@ -130,14 +130,12 @@ def explain(
     (parser,), trace = answer(model, questions, settings)
     groups = parser.result().groups
     traces = [trace.part(0, group.span) for group in groups]
-    objects: list[PredictedObject] = decode_groups(
-        model, questions, [(0, group) for group in groups], traces, settings.masks
-    )
+    decoded = decode_groups(model, questions, [(0, group) for group in groups], traces, settings.masks)
+    kept = [each for each in zip(decoded, groups, traces, strict=True) if each[0] is not None]
+    objects = [found for found, _, _ in kept if found is not None]
     if settings.calibrated:
         objects = calibrated(model.config.score_calibration, objects)
-    steps = tuple(
-        _steps_of_group(model, questions, group, part.states) for group, part in zip(groups, traces, strict=True)
-    )
+    steps = tuple(_steps_of_group(model, questions, group, part.states) for _, group, part in kept)
     nearest = None
     if not groups and questions.table is not None and parser.ids:
         nearest = _likeliest_step(model, questions, trace.states[0, : len(parser.ids)])
@@ -154,8 +152,10 @@ def _steps_of_group(model, questions: Questions, group: AnswerGroup, states: Ten
     )
 
 
-def _likeliest_step(model, questions: Questions, states: Tensor) -> VRTStep:
+def _likeliest_step(model, questions: Questions, states: Tensor) -> VRTStep | None:
     chances = _vrt_chances(model, questions, states)
+    if not np.isfinite(chances).all():
+        return None
     token = int(chances.sum(axis=1).argmax())
     return _step(questions, chances[token], token, int(chances[token].argmax()))
 

@@ -159,7 +159,7 @@ def decode_groups(
     items: Sequence[tuple[int, AnswerGroup]],
     traces: Sequence[Trace],
     masks: bool = True,
-) -> list[PredictedObject]:
+) -> list[PredictedObject | None]:
     """Decode groups into objects.
 
     Args:
@@ -170,7 +170,7 @@ def decode_groups(
         masks: make masks at the size of the original pictures too.
 
     Returns:
-        One object for each item.
+        One object for each item; None where its box, score, mask or confidence is not finite.
     """
     if not items or seen.features is None or seen.table is None:
         return []
@@ -182,25 +182,32 @@ def decode_groups(
     boxes, scores, logits = model.vl_decoder(
         torch.cat([trace.states for trace in traces]), counts, images, seen.features, seen.table, masks=masks
     )
-    corners = cxcywh_to_xyxy(boxes.float()).clamp(0, 1).tolist()
-    qualities = scores.float().sigmoid().tolist()
     tables = seen.table.split(seen.patch_counts)
     confidences = [_confidence(tables[row], group, trace) for (row, group), trace in zip(items, traces, strict=True)]
-    found = []
-    for number, (row, group) in enumerate(items):
+    finite = boxes.isfinite().all(1) & scores.isfinite() & torch.stack(confidences).isfinite()
+    if masks:
+        finite &= torch.stack([cells.isfinite().all() for cells in logits])
+    numbers = torch.column_stack(
+        [finite, cxcywh_to_xyxy(boxes.float()).clamp(0, 1), scores.float().sigmoid(), torch.stack(confidences)]
+    )
+    found: list[PredictedObject | None] = []
+    for number, ((row, group), values) in enumerate(zip(items, numbers.tolist(), strict=True)):
+        is_finite, x0, y0, x1, y1, score, confidence = values
+        if not is_finite:
+            found.append(None)
+            continue
         frames = seen.frames[row]
         frame = frames[group.image]
-        x0, y0, x1, y1 = corners[number]
         before = sum(earlier.patches for earlier in frames[: group.image])
         found.append(
             PredictedObject(
                 label=group.label,
-                score=qualities[number],
+                score=score,
                 box=(x0 * frame.width, y0 * frame.height, x1 * frame.width, y1 * frame.height),
                 mask=mask_rle(logits[number], frame.height, frame.width) if masks else None,
                 patches=tuple(vrt - before for vrt in group.vrts),
                 span=group.span,
-                confidence=confidences[number],
+                confidence=confidence,
                 complete=group.complete,
                 image=group.image,
             )
@@ -214,15 +221,25 @@ def prediction_of(
     objects: Sequence[PredictedObject],
     frames: tuple[Frame, ...],
 ) -> Prediction:
-    """The answer that a parser has read, with its objects."""
+    """The answer that a parser has read.
+
+    Args:
+        model: the model.
+        parser: its reader.
+        objects: of the answer's groups; those that are not finite are left out, and counted here.
+        frames: of the request's pictures.
+    """
     parsed = parser.result()
+    lost = len(parsed.groups) - len(objects)
+    told = f"{lost} of {len(parsed.groups)} objects are not finite (inf or NaN) and were left out: use float32"
     return Prediction(
         text=model.processor.decode_ids(parser.ids),
         objects=tuple(objects),
         images=frames,
         token_ids=tuple(parser.ids),
         truncated=parsed.truncated,
-        warnings=parsed.warnings,
+        warnings=(*parsed.warnings, told) if lost else parsed.warnings,
+        not_finite=lost,
     )
 
 
@@ -237,9 +254,9 @@ def mask_rle(logits: Tensor, height: int, width: int) -> dict[str, Any]:
     return encode((full[0, 0] > 0).cpu().numpy())
 
 
-def _confidence(table: Tensor, group: AnswerGroup, trace: Trace) -> float:
-    """Geometric mean of the probabilities of a group's VRTs."""
+def _confidence(table: Tensor, group: AnswerGroup, trace: Trace) -> Tensor:
+    """Geometric mean of the probabilities of a group's VRTs, a scalar in fp32."""
     vrts = torch.tensor(group.vrts, device=table.device)
-    logits = (trace.states * table[vrts].to(trace.states.dtype)).sum(-1).float()
-    # In half precision the same logit may come out a little different here.
-    return float((logits - trace.normalizers).clamp(max=0).mean().exp())
+    logits = (trace.states.float() * table[vrts].float()).sum(-1)
+    # In half precision the logit that the normalizer has seen may have been a little different.
+    return (logits - trace.normalizers).clamp(max=0).mean().exp()

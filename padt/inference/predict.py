@@ -63,7 +63,8 @@ def predict(
     found = decode_groups(model, questions, items, traces, settings.masks)
     objects: list[list[PredictedObject]] = [[] for _ in parsers]
     for (row, _), thing in zip(items, found, strict=True):
-        objects[row].append(thing)
+        if thing is not None:
+            objects[row].append(thing)
     if settings.calibrated:
         objects = [calibrated(model.config.score_calibration, things) for things in objects]
     return [prediction_of(model, *parts) for parts in zip(parsers, objects, questions.frames, strict=True)]

@@ -97,7 +97,8 @@ class Prediction:
         images: the pictures of the request; empty for a text-only turn.
         token_ids: the answer's ids.
         truncated: the answer ended at ``max_new_tokens``.
-        warnings: what the parser dropped or split.
+        warnings: what was dropped or split.
+        not_finite: objects that were left out because their box, score or mask is not finite (inf or NaN).
     """
 
     text: str
@@ -106,6 +107,7 @@ class Prediction:
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     truncated: bool = False
     warnings: tuple[str, ...] = ()
+    not_finite: int = 0
 
     @property
     def width(self) -> int:
@@ -171,6 +173,7 @@ class Prediction:
                 ),
                 truncated=bool(values["truncated"]),
                 warnings=tuple(str(warning) for warning in values["warnings"]),
+                not_finite=int(values.get("not_finite", 0)),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(

@@ -113,9 +113,11 @@ def _events(
         for group in groups:
             span = slice(*group.span)
             trace = Trace(torch.cat(recorder.steps[span]), torch.cat(recorder.normalizers[span]))
-            (found,) = scored = decode_groups(model, questions, [(0, group)], [trace], settings.masks)
+            (found,) = decode_groups(model, questions, [(0, group)], [trace], settings.masks)
+            if found is None:
+                continue
             if settings.calibrated:
-                (found,) = calibrated(model.config.score_calibration, scored, earlier=objects)
+                (found,) = calibrated(model.config.score_calibration, [found], earlier=objects)
             objects.append(found)
             yield ObjectFound(len(objects) - 1, found)
         if text:

@@ -106,7 +106,7 @@ class ObjectDecoder(nn.Module):
             masks: decode masks too; without, their list is empty.
 
         Returns:
-            Boxes ``(objects, 4)``, cxcywh normalised; scores ``(objects,)``, logits; and for each object its mask
+            Boxes ``(objects, 4)``, cxcywh normalised, fp32; scores ``(objects,)``, logits; and for each object its mask
             logits ``(4 h_vit, 4 w_vit)``, 3.5 pixels of the resized image a cell.
         """
         low_res = self.input_projection(prototypes).split(images.patch_counts)
@@ -174,7 +174,8 @@ class ObjectDecoder(nn.Module):
         image = image.refined(shared.high_rows, self.merge**2, self.high_res_norm)
         for block, own in ((self.high_res_transformer1, shared.high1), (self.high_res_transformer2, shared.high2)):
             query, image = block(query, position, query_mask, image, own, shared.high_rotary, budget)
-        boxes = self.bbox_prediction(query[:, BOX]).sigmoid()
+        # In fp32: half precision has only 256 or 2,048 numbers between the middle of a picture and its end.
+        boxes = self.bbox_prediction(query[:, BOX]).float().sigmoid()
         scores = self.score_prediction(query[:, SCORE]).squeeze(-1)
         if shared.mask is None:
             return boxes, scores, boxes.new_zeros(0)

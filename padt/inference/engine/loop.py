@@ -213,7 +213,7 @@ class Engine:
     def _settle(self) -> None:
         """Decode the objects of groups that have ended, tell the clients, and let go what has ended."""
         going = [row for row in self._passes.rows if row.reason not in ("cancelled", "error")]
-        found: dict[tuple[Row, AnswerGroup], PredictedObject] = {}
+        found: dict[tuple[Row, AnswerGroup], PredictedObject | None] = {}
         for masks in (True, False):
             items = [(row, group) for row in going if row.settings.masks is masks for group in row.groups()]
             by_halves(
@@ -231,12 +231,14 @@ class Engine:
             self._passes.release(row)
             self._end(row)
 
-    def _report(self, row: Row, found: dict[tuple[Row, AnswerGroup], PredictedObject]) -> None:
+    def _report(self, row: Row, found: dict[tuple[Row, AnswerGroup], PredictedObject | None]) -> None:
         for entry in row.pending:
             if isinstance(entry, str):
                 self._tell(row, TextPiece(entry))
                 continue
             thing = found[row, entry]
+            if thing is None:
+                continue
             if row.settings.calibrated:
                 (thing,) = calibrated(self._model.config.score_calibration, [thing], earlier=row.objects)
             row.objects.append(thing)

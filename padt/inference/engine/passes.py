@@ -212,7 +212,7 @@ class RowPasses:
             for place, (row, words) in enumerate(zip(rows, output.logits[:, -1], strict=True))
         ]
 
-    def objects(self, items: Sequence[tuple[Row, AnswerGroup]]) -> list[PredictedObject]:
+    def objects(self, items: Sequence[tuple[Row, AnswerGroup]]) -> list[PredictedObject | None]:
         """Decode groups that the last step has closed; all have the same ``settings.masks``."""
         start = time.perf_counter()
         places: dict[tuple[SeenPicture, ...], int] = {}
