@@ -120,9 +120,9 @@ class EvalSet:
             place = {index: position for position, index in enumerate(single)}
             mentioned = {index for caption in row["captions"] for index in caption["objects"]}
             boxes = tuple(pixel_box(row["objects"][index]["box"], row) for index in single)
-            targets.append(
-                CaptionTarget(sample.id, boxes, frozenset(place[index] for index in mentioned if index in place))
-            )
+            named = frozenset(place[index] for index in mentioned if index in place)
+            written = tuple(caption["text"] for caption in row["captions"])
+            targets.append(CaptionTarget(sample.id, boxes, named, written))
         return targets
 
 

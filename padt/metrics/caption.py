@@ -6,20 +6,26 @@ parentheses that close: ``a cat (<|VRT_7|><|VRT_8|>) beside two dogs (<|VRT_1|>,
 ``GP`` and ``GR`` follow VLM-R1, whose terms the paper uses without a definition: predicted and true boxes are paired
 greedily, one to one, at IoU 0.5, and counts are pooled over the set. GP = paired groups / all groups, against every
 object of the image; GR = paired objects / all objects, among those that at least one reference caption mentions.
-Wording is not compared (CIDEr and its kin need the reference tokeniser and are not part of this module).
+Wording is compared without the groups, by ``padt.metrics.caption_text``, on images with reference captions.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from padt.metrics.caption_text import meteor_lacks, score_meteor, score_wording
 from padt.metrics.overlap import Box, box_iou, match_greedily
 from padt.metrics.records import ObjectLike, Scores, check_ids
 
+logger = logging.getLogger(__name__)
+
 MATCH_IOU = 0.5
-_VRT = r"<\|VRT_\d+\|>"
+_VRT = r"<\|(?:VRT|Obj)_\d+\|>"
 _GROUP = rf"(?:{_VRT})+"
 _GROUNDED = re.compile(rf"\(\s*{_GROUP}(?:\s*,\s*{_GROUP})*\s*\)")
+# What a caption that is not well grounded may hold besides: groups without parentheses, and a tag that was cut off.
+_LEFT_OVER = re.compile(rf"{_VRT}|<\|(?:VRT|Obj)[^>]*$")
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,13 @@ class CaptionTarget:
         id: unique name of the sample.
         boxes: boxes of all objects of the image, ``xyxy`` in absolute pixels (crowd regions left out).
         mentioned: indices into ``boxes`` of the objects that at least one reference caption mentions.
+        references: reference captions, with or without groups or the placeholders ``<|Obj_k|>`` of prepared sets.
     """
 
     id: str
     boxes: tuple[Box, ...]
     mentioned: frozenset[int]
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,11 @@ class CaptionAnswer:
     truncated: bool = False
 
 
+def plain_caption(text: str) -> str:
+    """A caption's words, without its groups of VRTs or placeholders."""
+    return " ".join(_LEFT_OVER.sub(" ", _GROUNDED.sub(" ", text)).split())
+
+
 def is_grounded(answer: CaptionAnswer) -> bool:
     """Whether a caption parses and is grounded (the rule is in the module's text)."""
     if answer.truncated or not answer.objects:
@@ -69,8 +82,10 @@ def score_captions(targets: Sequence[CaptionTarget], answers: Mapping[str, Capti
     """Grounding of a set of captions; an image without an answer counts as an empty caption.
 
     Returns:
-        ``caption_grounded`` (share of images), ``caption_GP``, ``caption_GR``, ``caption_tokens`` (mean number of
-        generated tokens), ``caption_objects`` (mean number of groups).
+        Metrics: ``caption_grounded`` (share of images), ``caption_GP``, ``caption_GR``, ``caption_tokens`` (mean number
+        of generated tokens), ``caption_objects`` (mean number of groups), and those of ``score_wording`` over images with
+        reference captions. Counts: among others ``caption_hallucinated``, groups that fit no object, and
+        ``caption_missed``, objects of the references that no group fits.
 
     Raises:
         ValueError: sample ids are not unique, or an answer belongs to no image.
@@ -98,5 +113,26 @@ def score_captions(targets: Sequence[CaptionTarget], answers: Mapping[str, Capti
     }
     if mentioned:
         metrics["caption_GR"] = recalled / mentioned
-    counts = {"captions": len(targets), "caption_groups": groups, "caption_objects_mentioned": mentioned}
+    counts = {
+        "captions": len(targets),
+        "caption_groups": groups,
+        "caption_hallucinated": groups - paired,
+        "caption_objects_mentioned": mentioned,
+        "caption_missed": mentioned - recalled,
+    }
+    metrics |= _wording(targets, answers)
     return Scores(metrics, counts)
+
+
+def _wording(targets: Sequence[CaptionTarget], answers: Mapping[str, CaptionAnswer]) -> dict[str, float]:
+    references = {one.id: [plain_caption(text) for text in one.references] for one in targets if one.references}
+    written = {one: plain_caption(answers[one].text) for one in references if one in answers}
+    metrics = score_wording(written, references)
+    if not references:
+        return metrics
+    lacking = meteor_lacks()
+    if lacking is None:
+        metrics["caption_METEOR"] = score_meteor(written, references)
+    else:
+        logger.info("%s", lacking)
+    return metrics

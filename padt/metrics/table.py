@@ -86,6 +86,10 @@ METRICS = (
     Metric("caption_grounded", "captions grounded", watched=True, headline=True),
     Metric("caption_GP", "captions: groups that fit an object (GP)"),
     Metric("caption_GR", "captions: objects that are mentioned (GR)"),
+    Metric("caption_CIDEr_D", "captions: CIDEr-D, at most 10"),
+    Metric("caption_METEOR", "captions: METEOR"),
+    Metric("caption_ROUGE_L", "captions: ROUGE-L"),
+    Metric("caption_BLEU_4", "captions: BLEU-4"),
     Metric("caption_tokens", "captions: tokens", better=None, digits=1),
     Metric("caption_objects", "captions: groups", better=None, digits=1),
 )
