@@ -82,9 +82,9 @@ def score_captions(targets: Sequence[CaptionTarget], answers: Mapping[str, Capti
     """Grounding of a set of captions; an image without an answer counts as an empty caption.
 
     Returns:
-        Metrics: ``caption_grounded`` (share of images), ``caption_GP``, ``caption_GR``, ``caption_tokens`` (mean number
-        of generated tokens), ``caption_objects`` (mean number of groups), and those of ``score_wording`` over images with
-        reference captions. Counts: among others ``caption_hallucinated``, groups that fit no object, and
+        Metrics: ``caption_grounded`` (share of images), ``caption_GP``, ``caption_GR``, ``caption_tokens`` and
+        ``caption_objects`` (mean numbers of generated tokens and of groups), and those of ``score_wording`` over images
+        with reference captions. Counts: among others ``caption_hallucinated``, groups that fit no object, and
         ``caption_missed``, objects of the references that no group fits.
 
     Raises:
