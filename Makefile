@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The environment is made once; only a change of these two files brings pip back.
 STAMP := $(VENV)/.complete
+# Processes that share the tests, a file at a time. Each has a Ray of its own: more of them want more cores and memory.
+TEST_WORKERS ?= 2
 
 # One thread a process: Ray runs several processes, and two threads each on two cores wait for one another.
 export OMP_NUM_THREADS ?= 1
@@ -33,7 +35,7 @@ demo: setup  ## the toy recipe end to end (about ten minutes on two cores)
 	$(BIN)/padt demo
 
 test: check  ## lint, import contracts, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: setup  ## lint, import contracts and types only
 	$(BIN)/ruff format --check .

@@ -88,7 +88,11 @@ def object_store(_object_store) -> Iterator[Any]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests where there is no CUDA device."""
+    """Skip GPU tests where there is no CUDA device; where processes share the tests, begin with the slow files."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # A process takes one file after the other. Two that take a minute are not to be left to the last one.
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

@@ -25,12 +25,18 @@ from tests.pipelines.mini_set import write_mini_set
 
 
 @pytest.fixture(scope="module")
-def place(object_store, tmp_path_factory):
-    """A model and a prepared set there, and a cache of our own."""
+def root(tmp_path_factory):
+    """A model and a prepared set on this machine's disk."""
     root = tmp_path_factory.mktemp("store")
-    url = f"s3://data/{root.name}"
     write_tiny_model(root / "tiny")
     write_mini_set(root / "set", 24)
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(object_store, root):
+    """The same there, and a cache of our own."""
+    url = f"s3://data/{root.name}"
     for name in ("tiny", "set"):
         object_store.put(str(root / name), f"{url}/{name}", recursive=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -122,10 +128,10 @@ def start_training(config, folder):
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_there_to_the_same_model(place, object_store, tmp_path):
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    assert start_training(training(place, "whole"), tmp_path / "whole").wait(300) == 0
+def test_a_killed_training_goes_on_there_to_the_same_model(place, root, object_store, ray_cluster, tmp_path):
+    # Nobody disturbs the same training on this machine's disk.
+    whole = run_train(training(root, "whole"))
+    (tmp_path / "killed").mkdir()
     killed = training(place, "killed")
     process = start_training(killed, tmp_path / "killed")
     until = time.monotonic() + 200
@@ -140,8 +146,8 @@ def test_a_killed_training_goes_on_there_to_the_same_model(place, object_store, 
     begun = int(re.findall(r"goes on from the checkpoint of step (\d+)", (tmp_path / "killed" / "log").read_text())[0])
     result = run_train(killed)
     assert result.skipped and result.steps == 10
-    weights = [load_model(resolve_model(f"{place}/{name}/model")).state_dict() for name in ("whole", "killed")]
-    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    expected, found = (load_model(resolve_model(path)).state_dict() for path in (whole.model_path, result.model_path))
+    assert all((expected[name] == found[name]).all() for name in expected)
     lines = Folder(killed.output).read_text("metrics.jsonl").splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     # These steps take milliseconds: the last records before the kill may not have left its process.

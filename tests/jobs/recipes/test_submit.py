@@ -75,11 +75,13 @@ def head_process(home: Path) -> Iterator[tuple[subprocess.Popen, Path, str]]:
     ]
     log = Path(folder, "head.log")
     with log.open("w") as sink:
-        process = subprocess.Popen(command, env={**ENVIRONMENT, "HOME": str(home)}, stdout=sink, stderr=sink)
+        environment = {**ENVIRONMENT, "HOME": str(home)}
+        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink, start_new_session=True)
     try:
         yield process, log, f"http://127.0.0.1:{ports['dashboard-port']}"
     finally:
-        process.send_signal(signal.SIGTERM)
+        # A head that is asked to end waits half a minute for workers that nobody needs any more.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
 
