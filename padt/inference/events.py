@@ -57,6 +57,7 @@ class Ended:
         error: what went wrong.
         times: where the time went.
         prompt_tokens: length of the prompt, patches included.
+        completion_tokens: length of the answer, without its end token; of what was written where it was cut short.
     """
 
     reason: Reason
@@ -64,6 +65,7 @@ class Ended:
     error: Exception | None
     times: Times
     prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 StreamEvent = TextPiece | ObjectFound | Finished

@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 from padt.errors import UserError
-from padt.inference.engine.scheduler import EngineBusyError
+from padt.inference.engine.waiting import EngineBusyError
 from padt.inference.events import Ended, Event, ObjectFound, TextPiece
 from padt.inference.requests import class_names
 from serve.messages import EngineState, Job, Outcome, StreamItem

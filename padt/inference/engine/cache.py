@@ -166,7 +166,7 @@ class ContentCache:
     Attributes:
         capacity: bytes that may be held.
         nbytes: bytes that are held.
-        hits, misses: look-ups so far.
+        hits, misses: look-ups so far, of pictures when they are submitted and of prefixes when they are admitted.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -177,14 +177,14 @@ class ContentCache:
         self._entries: OrderedDict[tuple[type, bytes], Sized] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, kind: type[Kept], key: bytes) -> Kept | None:
-        """The thing of this kind and key, if it is held."""
+    def get(self, kind: type[Kept], key: bytes, again: bool = False) -> Kept | None:
+        """The thing of this kind and key, if it is held; ``again`` = the look-up was counted before."""
         with self._lock:
             found = self._entries.get((kind, key))
+            self.hits += not again and found is not None
+            self.misses += not again and found is None
             if found is None:
-                self.misses += 1
                 return None
-            self.hits += 1
             self._entries.move_to_end((kind, key))
             assert isinstance(found, kind)
             return found

@@ -22,9 +22,11 @@ from padt.inference.answer_parser import AnswerGroup
 from padt.inference.calibration import calibrated
 from padt.inference.engine.cache import ContentCache, SeenPicture
 from padt.inference.engine.passes import RowPasses
+from padt.inference.engine.reports import StepReport, Work
 from padt.inference.engine.rows import Row, read_picture_once, read_prompt
-from padt.inference.engine.scheduler import Admission, EngineLimits, WaitingRows, by_halves
+from padt.inference.engine.scheduler import Admission, EngineLimits, by_halves
 from padt.inference.engine.tickets import Ticket
+from padt.inference.engine.waiting import WaitingRows
 from padt.inference.events import Ended, Event, ObjectFound, TextPiece
 from padt.inference.generation import TokenChoosers
 from padt.inference.grounding import answer_parser, check_images, prediction_of, processor_of
@@ -41,21 +43,30 @@ class Engine:
 
     Attributes:
         limits: what it takes on.
-        steps: steps so far that wrote tokens; one that does not grow while rows run means that the model hangs.
+        steps: steps so far that wrote tokens of running answers.
+        tokens: written so far, end tokens included.
+        objects: decoded so far.
     """
 
-    def __init__(self, model: PaDTForConditionalGeneration, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self,
+        model: PaDTForConditionalGeneration,
+        limits: EngineLimits | None = None,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> None:
         """Allocate the keys and values of all rows.
 
         Args:
             model: with its processor, which nobody else may use while the engine runs.
             limits: what to take on.
+            on_step: called in the engine's thread after each step that did something. It must be quick.
 
         Raises:
             UserError: the model has no processor, or an attention that takes no mask for each row.
         """
         self.limits = limits or EngineLimits()
-        self.steps = 0
+        self.steps = self.tokens = self.objects = 0
+        self._on_step = on_step
         self._model = model
         # Tokenizers are not safe in threads: this one is the submitters', under the lock; the loop has the model's.
         self._reader = copy.deepcopy(processor_of(model))
@@ -63,8 +74,9 @@ class Engine:
         self._choosers = TokenChoosers(model)
         self._passes = RowPasses(model, self.limits)
         self._admitting: list[Row] = []
-        self._waiting = WaitingRows(self.limits.max_waiting)
+        self._waiting = WaitingRows(self.limits)
         self._stepping = threading.Lock()
+        self._step_start = time.perf_counter()
 
     @property
     def running_rows(self) -> int:
@@ -75,6 +87,18 @@ class Engine:
     def waiting_rows(self) -> int:
         """Requests that wait for their admission."""
         return len(self._waiting)
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the model has come to an end with anything while requests run or wait; 0 without any."""
+        oldest = self._waiting.oldest()
+        since = max(self._step_start, self._passes.last_pass)
+        if not (self._passes.rows or self._admitting):
+            if oldest is None:
+                return 0.0
+            # Nothing was to be done before.
+            since = max(since, oldest)
+        return max(0.0, time.perf_counter() - since)
 
     @property
     def cache(self) -> ContentCache:
@@ -91,6 +115,7 @@ class Engine:
         *,
         seed: int | None = None,
         vrts: bool = False,
+        client: str = "",
         listener: Callable[[Event], None] | None = None,
     ) -> Ticket:
         """Let a request wait for its admission. Its pictures are opened and its words are tokenised in this thread.
@@ -101,18 +126,19 @@ class Engine:
             settings: how to generate, without beams; ``cache`` has no meaning here.
             seed: of the sampling; None = a fresh one.
             vrts: write VRTs into the text as ``<|VRT_k|>``.
+            client: who asks; clients take turns.
             listener: called in the engine's thread with each event, which the ticket then does not hand out. It must be
                 quick; if it raises, the request is cancelled.
 
         Raises:
             UserError: the request is beyond the limits, asks for beams, or as ``predict``.
-            EngineBusyError: too many requests wait.
+            EngineBusyError: too many requests wait, or too many of this client.
             ImageError: an image cannot be used.
         """
         settings = settings or GenerationSettings()
         if settings.num_beams > 1:
             raise UserError(f"The engine has no beam search, and num_beams is {settings.num_beams}: use num_beams=1.")
-        self._waiting.check_room()
+        self._waiting.check_room(client)
         (sources,), (asked,) = paired(images, request)
         check_images(asked, len(sources))
         pictures = [
@@ -128,6 +154,7 @@ class Engine:
             self._choosers.chooser(settings, prompt.ids.tolist(), seed),
             answer_parser(self._model, prompt.frames),
             TextPieces(self._model.processor, vrts),
+            client,
         )
         self._waiting.add(row)
         return row.ticket
@@ -184,6 +211,8 @@ class Engine:
             Whether anything is left to do.
         """
         with self._stepping:
+            self._step_start = time.perf_counter()
+            self._passes.work = Work()
             for row in self._waiting.take_cancelled():
                 row.reason = "cancelled"
                 self._end(row)
@@ -191,15 +220,29 @@ class Engine:
                 if row.ticket.cancelled:
                     row.reason = "cancelled"
             self._settle()
-            self._admit()
+            admitted = self._admit()
             self._settle()
-            if self._passes.rows:
-                by_halves(list(self._passes.rows), self._passes.decode, Row.fail)
+            rows = list(self._passes.rows)
+            if rows:
+                by_halves(rows, self._passes.decode, Row.fail)
                 self.steps += 1
                 self._settle()
+            self._watch(len(rows), admitted)
             return bool(self._passes.rows) or len(self._waiting) > 0
 
-    def _admit(self) -> None:
+    def _watch(self, rows: int, admitted: int) -> None:
+        work = self._passes.work
+        self.tokens += work.tokens
+        self.objects += work.objects
+        if self._on_step is None or not (rows or admitted):
+            return
+        try:
+            self._on_step(StepReport(rows, admitted, len(self._waiting), work))
+        except Exception:
+            logger.exception("What watches the engine's steps has failed; the engine goes on.")
+
+    def _admit(self) -> int:
+        """Let in the next requests; returns how many."""
         room = self.limits.max_rows - len(self._passes.rows)
         self._admitting = self._waiting.take(room, Admission(self.limits, self.cache))
         start = time.perf_counter()
@@ -208,7 +251,8 @@ class Engine:
             row.times.queued, row.times.prefill = start - row.submitted, time.perf_counter() - start
             if row.slot is None:
                 self._end(row)
-        self._admitting = []
+        admitted, self._admitting = len(self._admitting), []
+        return admitted
 
     def _settle(self) -> None:
         """Decode the objects of groups that have ended, tell the clients, and let go what has ended."""
@@ -249,7 +293,8 @@ class Engine:
 
     def _end(self, row: Row) -> None:
         assert row.reason is not None
-        self._tell(row, Ended(row.reason, row.prediction, row.error, row.times, len(row.prompt.ids)))
+        lengths = (len(row.prompt.ids), len(row.parser.ids))
+        self._tell(row, Ended(row.reason, row.prediction, row.error, row.times, *lengths))
 
     def _tell(self, row: Row, event: Event) -> None:
         try:

@@ -20,6 +20,7 @@ from padt.inference.engine.cache import (
     join_features,
     split_features,
 )
+from padt.inference.engine.reports import Work
 from padt.inference.engine.rows import Row
 from padt.inference.engine.scheduler import EngineLimits, similar_lengths
 from padt.inference.grounding import SeenImages, decode_groups
@@ -34,6 +35,8 @@ class RowPasses:
     Attributes:
         rows: those that run, in the order of their slots, which are the first ones.
         cache: what was seen of pictures (:class:`SeenPicture`, and keys and values up to their end), by content.
+        work: what was done since somebody has put a new one here.
+        last_pass: when the model has last come to an end with something (``time.perf_counter``).
     """
 
     def __init__(self, model: PaDTForConditionalGeneration, limits: EngineLimits) -> None:
@@ -53,9 +56,17 @@ class RowPasses:
         self._slots = SlotCache(model.config, limits.max_rows, limits.max_length, model.dtype, model.device)
         self.rows: list[Row] = []
         self.cache = ContentCache(int(limits.cache_mb * 2**20))
+        self.work = Work()
+        self.last_pass = time.perf_counter()
+
+    def _done(self, start: float) -> float:
+        """Seconds that a pass has taken."""
+        self.last_pass = time.perf_counter()
+        return self.last_pass - start
 
     def admit(self, rows: list[Row]) -> None:
         """Read the prompts of new rows; what is kept of their pictures is not computed again."""
+        start = time.perf_counter()
         # Those that came through before another one failed are in.
         rows = [row for row in rows if row.slot is None]
         self._look(rows)
@@ -74,19 +85,21 @@ class RowPasses:
         for batch in (first, later):
             for group in similar_lengths(batch, lambda row: len(row.prompt.ids) - _start_of(row, prefixes)):
                 self._prefill(group, prefixes)
+                self._done(start)
                 for row in group:
                     key = row.prompt.prefix_key
                     if key in sharing and key not in prefixes and (sharing[key] > 1 or self.cache.capacity):
                         assert row.slot is not None
                         prefixes[key] = self._slots.prefix(row.slot, row.prompt.prefix_length)
                         self.cache.put(key, prefixes[key])
+        self.work.prefill_s += self._done(start)
 
     def _look(self, rows: Sequence[Row]) -> None:
         """Give rows what the model sees of their pictures; new pictures go through the vision tower together."""
         pictures = {picture.key: picture for row in rows for picture in row.prompt.pictures}
         seen: dict[bytes, SeenPicture] = {}
         for key, picture in pictures.items():
-            known = picture.seen or self.cache.get(SeenPicture, key)
+            known = picture.seen or self.cache.get(SeenPicture, key, again=True)
             if known is not None:
                 seen[key] = known
         new = [picture for key, picture in pictures.items() if key not in seen and picture.pixels is not None]
@@ -100,6 +113,7 @@ class RowPasses:
             for picture, part in zip(new, parts, strict=True):
                 seen[picture.key] = part
                 self.cache.put(picture.key, part)
+            self.last_pass = time.perf_counter()
         for row in rows:
             row.pictures = tuple(seen[picture.key] for picture in row.prompt.pictures)
 
@@ -133,7 +147,7 @@ class RowPasses:
         for slot, row in enumerate(rows, free):
             row.slot, row.length = slot, len(row.prompt.ids)
         self.rows += rows
-        _take(chosen)
+        self._take(chosen)
 
     def decode(self, rows: list[Row]) -> None:
         """Write one more token of rows that lie in slots one after the other."""
@@ -155,9 +169,11 @@ class RowPasses:
         # From here on nothing fails for all: what failed before may be done again.
         for row in rows:
             row.length += 1
-        _take(chosen)
+        self._take(chosen)
+        seconds = self._done(start)
+        self.work.decode_s += seconds
         for row in rows:
-            row.times.decode += time.perf_counter() - start
+            row.times.decode += seconds
 
     def _forward(self, window: SlotWindow, embeddings: Tensor, positions: Tensor) -> PaDTOutput:
         mask = window.attention_mask()
@@ -212,6 +228,15 @@ class RowPasses:
             for place, (row, words) in enumerate(zip(rows, output.logits[:, -1], strict=True))
         ]
 
+    def _take(self, choices: Sequence["_Choice"]) -> None:
+        """Let rows read the tokens that were chosen."""
+        self.work.tokens += len(choices)
+        for row, token, state, normalizer in choices:
+            try:
+                row.take(token, state, normalizer)
+            except Exception as error:
+                row.fail(error)
+
     def objects(self, items: Sequence[tuple[Row, AnswerGroup]]) -> list[PredictedObject | None]:
         """Decode groups that the last step has closed; all have the same ``settings.masks``."""
         start = time.perf_counter()
@@ -223,8 +248,11 @@ class RowPasses:
         own = [(places[row.pictures], group) for row, group in items]
         traces = [row.trace_of(group) for row, group in items]
         found = decode_groups(self._model, seen, own, traces, items[0][0].settings.masks)
+        seconds = self._done(start)
+        self.work.objects += len(found)
+        self.work.objects_s += seconds
         for row in dict.fromkeys(row for row, _ in items):
-            row.times.objects += time.perf_counter() - start
+            row.times.objects += seconds
         return found
 
     def release(self, row: Row) -> None:
@@ -248,15 +276,6 @@ class _Choice(NamedTuple):
     token: int
     state: Tensor
     normalizer: Tensor
-
-
-def _take(choices: Sequence[_Choice]) -> None:
-    """Let rows read the tokens that were chosen."""
-    for row, token, state, normalizer in choices:
-        try:
-            row.take(token, state, normalizer)
-        except Exception as error:
-            row.fail(error)
 
 
 def _start_of(row: Row, prefixes: dict[bytes, Tensor]) -> int:

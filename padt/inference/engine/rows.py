@@ -141,6 +141,7 @@ class Row:
         settings: how to answer.
         chooser: of its tokens.
         parser, pieces: readers of its answer.
+        client: whose it is.
         submitted: time of the submission (``time.perf_counter``).
         times: where the time went so far.
         pictures: what the model has seen of its pictures; empty before the admission.
@@ -159,6 +160,7 @@ class Row:
     chooser: TokenChooser
     parser: AnswerParser
     pieces: TextPieces
+    client: str = ""
     submitted: float = field(default_factory=time.perf_counter)
     times: Times = field(default_factory=Times)
     pictures: tuple[SeenPicture, ...] = ()

@@ -1,7 +1,5 @@
-"""Who is admitted to the engine when: limits, the queue of waiting requests, and groups of similar prompts."""
+"""What an engine takes on and a step admits: limits, budgets, and groups of similar prompts."""
 
-import threading
-from collections import deque
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from padt.errors import UserError, check_range
 from padt.inference.engine.cache import SeenPicture
-from padt.inference.engine.rows import Prompt, Row
+from padt.inference.engine.rows import Prompt
 
 # A group of prompts is not padded to more than this many times its shortest, beyond a few tokens.
 _MOST_PADDING = 1.5
@@ -30,6 +28,7 @@ class EngineLimits:
         admit_patches: patches of 28x28 pixels that one step may show to the vision tower; and so the most of one
             request.
         max_waiting: requests that may wait.
+        max_waiting_per_client: how many of them may be one client's; None = all.
         cache_mb: MiB that may be held of what was seen of pictures; 0 = nothing is kept.
     """
 
@@ -38,11 +37,14 @@ class EngineLimits:
     admit_tokens: int = 4096
     admit_patches: int = 4096
     max_waiting: int = 256
+    max_waiting_per_client: int | None = None
     cache_mb: float = 1024
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            check_range(each.name, getattr(self, each.name), 0 if each.name == "cache_mb" else 1)
+            value = getattr(self, each.name)
+            if value is not None:
+                check_range(each.name, value, 0 if each.name == "cache_mb" else 1)
 
     def check(self, prompt: Prompt, max_new_tokens: int) -> None:
         """Refuse a request that could never be admitted.
@@ -67,10 +69,6 @@ class EngineLimits:
                 f"{self.max_length}: send less text, smaller pictures, or a max_new_tokens of at most "
                 f"{self.max_length - tokens}."
             )
-
-
-class EngineBusyError(UserError):
-    """The engine's queue is full."""
 
 
 class Admission:
@@ -103,82 +101,6 @@ class Admission:
 
     def _is_new(self, thing: tuple[type, bytes]) -> bool:
         return thing not in self._taken and thing not in self._known
-
-
-class WaitingRows:
-    """Requests that wait, first come first served. Safe in threads."""
-
-    def __init__(self, max_waiting: int) -> None:
-        self._max_waiting = max_waiting
-        self._rows: deque[Row] = deque()
-        self._closed: BaseException | None = None
-        self._changed = threading.Condition()
-
-    def __len__(self) -> int:
-        """How many wait."""
-        return len(self._rows)
-
-    def rows(self) -> list[Row]:
-        """Those that wait now."""
-        with self._changed:
-            return list(self._rows)
-
-    def check_room(self) -> None:
-        """Refuse more requests than may wait.
-
-        Raises:
-            EngineBusyError: so many wait already.
-            RuntimeError: the engine has failed.
-        """
-        if self._closed is not None:
-            raise RuntimeError("The engine has failed and takes no more requests.") from self._closed
-        if len(self._rows) >= self._max_waiting:
-            raise EngineBusyError(f"{self._max_waiting} requests are waiting already: try again later.")
-
-    def add(self, row: Row) -> None:
-        """Let a request wait.
-
-        Raises:
-            EngineBusyError: too many wait already.
-            RuntimeError: the engine has failed.
-        """
-        with self._changed:
-            self.check_room()
-            self._rows.append(row)
-            self._changed.notify_all()
-
-    def take_cancelled(self) -> list[Row]:
-        """Requests that were cancelled while they waited."""
-        with self._changed:
-            found = [row for row in self._rows if row.ticket.cancelled]
-            if found:
-                self._rows = deque(row for row in self._rows if not row.ticket.cancelled)
-        return found
-
-    def take(self, most: int, admission: Admission) -> list[Row]:
-        """The next requests that an admission has room for, in order; nobody overtakes."""
-        found: list[Row] = []
-        with self._changed:
-            while self._rows and len(found) < most and admission.fits(self._rows[0].prompt):
-                found.append(self._rows.popleft())
-        return found
-
-    def close(self, error: BaseException) -> list[Row]:
-        """Take no more requests; returns those that still wait."""
-        with self._changed:
-            self._closed = error
-            found, self._rows = list(self._rows), deque()
-        return found
-
-    def wait(self, until: Callable[[], bool]) -> None:
-        """Wait until a request comes, or ``until`` is true when somebody calls :meth:`wake`."""
-        with self._changed:
-            self._changed.wait_for(lambda: bool(self._rows) or until())
-
-    def wake(self) -> None:
-        """Let whoever waits look again."""
-        with self._changed:
-            self._changed.notify_all()
 
 
 def similar_lengths(items: Sequence[Item], length: Callable[[Item], int]) -> list[list[Item]]:
