@@ -62,6 +62,19 @@ class ServerArgs(BaseModel):
     )
     fetch_timeout_s: float = Field(10.0, gt=0, description="Longest time that fetching a picture may take.")
 
+    request_log: str = Field(
+        "", description="File to which an ingress adds a line of JSON for each request; empty = Serve's own log."
+    )
+    log_text: bool = Field(False, description="Let log and traces hold the words of questions and answers.")
+    sample_share: float = Field(
+        0.0, ge=0, le=1, description="Part of all questions that is kept, with pictures and answers, in sample_folder."
+    )
+    sample_folder: str = Field("", description="Folder for them, path or URL, which `padt prepare` reads.")
+    sample_mb: float = Field(1000.0, gt=0, description="Nothing is added to a sample_folder that holds so many MB.")
+    trace_share: float = Field(0.0, ge=0, le=1, description="Part of all requests of which MLflow gets a trace.")
+    trace_uri: str = Field("", description="MLflow server of the traces; empty = the ingress's MLFLOW_TRACKING_URI.")
+    trace_experiment: str = Field("padt-requests", description="MLflow experiment of the traces.")
+
     max_body_mb: float = Field(24.0, gt=0, description="Largest request body, base64 included.")
     body_timeout_s: float = Field(30.0, gt=0, description="Longest time that a body may take to arrive.")
     max_bodies: int = Field(32, ge=1, description="Bodies that an ingress reads and decodes at once; more get a 503.")
@@ -81,6 +94,12 @@ class ServerArgs(BaseModel):
                 f"max_length ({self.max_length}) leaves no token to a picture of max_patches ({self.max_patches}): "
                 "raise max_length or lower max_patches."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_have_a_place(self) -> "ServerArgs":
+        if self.sample_share and not self.sample_folder:
+            raise ValueError("sample_share needs a place: give sample_folder too.")
         return self
 
     @property

@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.api.errors import RequestError
 from serve.messages import Job, Outcome, StreamItem
+from serve.observability import records
 from serve.settings import ServerArgs
 
 logger = logging.getLogger("ray.serve")
@@ -39,6 +40,7 @@ async def ask(engine: DeploymentHandle, job: Job, args: ServerArgs) -> Outcome:
             call.cancel()
             raise
         if outcome.trouble != "lost":
+            records.answered(job, outcome)
             return outcome
         _log_loss(job, outcome.message)
     raise lost(args)
@@ -66,6 +68,9 @@ async def ask_stream(engine: DeploymentHandle, job: Job, args: ServerArgs) -> As
                     _log_loss(job, end.message)
                     break
                 started = True
+                if isinstance(end, Outcome):
+                    # Whoever has the outcome may not come back.
+                    records.answered(job, end)
                 yield items
                 if isinstance(end, Outcome):
                     return

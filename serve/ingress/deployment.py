@@ -39,6 +39,10 @@ from serve.ingress.admission import EngineWatch, Places
 from serve.ingress.gate import Gate
 from serve.ingress.keys import KeyRing
 from serve.messages import Job, Outcome
+from serve.observability import records
+from serve.observability.observers import observers_of
+from serve.observability.recorder import Recorder
+from serve.observability.scrape import CONTENT_TYPE, ClusterMetrics
 from serve.settings import ServerArgs
 
 logger = logging.getLogger("ray.serve")
@@ -155,7 +159,7 @@ class BehindGate:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._gate: Gate | None = None
+        self._gate: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask the gate; what no replica runs, such as the start of the application, passes."""
@@ -210,10 +214,16 @@ class Ingress:
         self._questions = Places(math.ceil(args.capacity / args.ingress_replicas), args.retry_after_s, args.key_share)
         self._keys = KeyRing(args.keys_file)
         self._watch = EngineWatch(lambda: self._engine.state.remote(), args.hang_after_s)
+        self._observers = observers_of(args)
+        self._metrics = ClusterMetrics()
 
-    def gate(self, app: ASGIApp) -> Gate:
-        """The gate before an application, with this server's settings and keys."""
-        return Gate(app, self._args, self._keys)
+    def __del__(self) -> None:
+        """Serve calls this when the replica stops."""
+        self._observers.close()
+
+    def gate(self, app: ASGIApp) -> ASGIApp:
+        """The gate before an application, with this server's settings and keys, and who records what comes and goes."""
+        return Recorder(Gate(app, self._args, self._keys), self._observers)
 
     @api.post(
         "/v1/predict",
@@ -226,11 +236,12 @@ class Ingress:
         """Detect classes, find what a sentence describes, caption, or send a free prompt."""
         started = time.perf_counter()
         args = self._args
-        with self._bodies.one():
+        with self._bodies.one(), records.timed("preprocess"):
             question, encoded = await read_request(request, int(args.max_body_mb * 1e6), args.body_timeout_s)
         # Whoever cannot be answered now is told so before the picture costs anything.
         with self._questions.one(request.state.client):
-            job, original = await asyncio.to_thread(self._to_job, question, encoded, request)
+            with records.timed("preprocess"):
+                job, original = await asyncio.to_thread(self._to_job, question, encoded, request)
             decoded = time.perf_counter()
             outcome = await asking.ask(self._engine, job, args)
             prediction = outcome.prediction
@@ -238,9 +249,10 @@ class Ingress:
                 raise trouble_of(outcome, args.retry_after_s)
             milliseconds = {"decode": (decoded - started) * 1e3, "answer": (time.perf_counter() - decoded) * 1e3}
             # Masks make bodies large, so they are written by pydantic directly, once, and not in the event loop.
-            body = await asyncio.to_thread(
-                lambda: to_response(args.name, question, prediction, original, milliseconds).model_dump_json()
-            )
+            with records.timed("encode"):
+                body = await asyncio.to_thread(
+                    lambda: to_response(args.name, question, prediction, original, milliseconds).model_dump_json()
+                )
         return Response(body, media_type="application/json")
 
     def _to_job(self, question: Question, encoded: bytes, request: Request) -> tuple[Job, tuple[int, int]]:
@@ -271,3 +283,8 @@ class Ingress:
         if not await self._watch.ready():
             raise RequestError(503, "not_ready", "No engine is ready: try again.", 1)
         return {"status": "ready"}
+
+    @api.get("/metrics", summary="Numbers for Prometheus")
+    async def metrics(self) -> Response:
+        """What all replicas of the cluster counted, in Prometheus's text format; Ray gathers it every few seconds."""
+        return Response(await self._metrics.text(), media_type=CONTENT_TYPE)
