@@ -223,7 +223,7 @@ class Ingress:
 
     def gate(self, app: ASGIApp) -> ASGIApp:
         """The gate before an application, with this server's settings and keys, and who records what comes and goes."""
-        return Recorder(Gate(app, self._args, self._keys), self._observers)
+        return Recorder(Gate(app, self._args, self._keys, proxied=True), self._observers)
 
     @api.post(
         "/v1/predict",

@@ -26,15 +26,17 @@ class Gate:
     answer names the request's id.
     """
 
-    def __init__(self, app: ASGIApp, args: ServerArgs, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, args: ServerArgs, keys: KeyRing, proxied: bool = False) -> None:
         """Stand before an application.
 
         Args:
             app: what a request that may pass reaches.
             args: which origins are let in, and whether strangers are.
             keys: who may ask.
+            proxied: Serve's proxy is in front, which adds the id that a request comes with to the answer itself.
         """
         self._args = args
+        self._proxied = proxied
         self._keys = keys
         self._app = app
         if args.allow_origins:
@@ -57,7 +59,7 @@ class Gate:
         state["request_id"], state["client"] = request_id, ""
 
         async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and not (self._proxied and request_id == own):
                 message = {**message, "headers": [*message["headers"], (REQUEST_ID.encode(), request_id.encode())]}
             await send(message)
 

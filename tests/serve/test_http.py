@@ -83,7 +83,9 @@ def test_an_answer_holds_the_whole_prediction(client: httpx.Client) -> None:
 
 def test_every_answer_names_its_request(client: httpx.Client) -> None:
     assert client.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-    assert len(ask(client, task="nothing").headers["x-request-id"]) == 32
+    # Serve's proxy gives one where there is none, and names it too.
+    (given,) = ask(client, task="nothing").headers.get_list("x-request-id")
+    assert len(given) >= 32
 
 
 def test_masks_can_be_left_out(client: httpx.Client) -> None:
