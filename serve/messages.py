@@ -19,7 +19,9 @@ class Job:
         settings: how to answer.
         seed: of the sampling; None = a fresh one.
         client: whose question it is; clients share the engine fairly.
-        request_id: by which logs name it.
+        request_id: by which logs name it, and by which its version is chosen.
+        picture_key: of the pictures' content; jobs with the same one go to the same engine where there are several.
+        avoid: names of engines that have lost the job.
     """
 
     images: tuple[Image.Image, ...]
@@ -28,6 +30,8 @@ class Job:
     seed: int | None = None
     client: str = ""
     request_id: str = ""
+    picture_key: str = ""
+    avoid: tuple[str, ...] = ()
 
 
 Trouble = Literal["refused", "busy", "failed", "lost"]
@@ -46,6 +50,7 @@ class Outcome:
         times: where the time went.
         prompt_tokens, completion_tokens: lengths.
         version, fingerprint: of the model that answered.
+        replica: name of the engine that answered.
     """
 
     prediction: dict[str, Any] | None = None
@@ -57,10 +62,27 @@ class Outcome:
     completion_tokens: int = 0
     version: str = ""
     fingerprint: str = ""
+    replica: str = ""
 
 
 # A stream hands over what has come together, in order; the outcome is the last of all.
 StreamItem = TextPiece | ObjectFound | Outcome
+
+
+@dataclass(frozen=True)
+class Share:
+    """A version that answers.
+
+    Attributes:
+        version, fingerprint: of the model.
+        source: folder that it came from.
+        percent: of the requests that it answers.
+    """
+
+    version: str
+    fingerprint: str
+    source: str
+    percent: float = 100.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,12 @@ class EngineState:
         device: where the model runs.
         version, fingerprint: of the model.
         stalled_s: how long its rows have been without a step of the model; 0 while nothing runs.
+        replica: by which the engine is named among several.
+        versions: who answers, the main model first.
+        release: what answers, as the ``user_config`` said it.
+        loading: version that is being loaded beside, or empty.
+        problem: why the release that was last wanted does not answer, or empty.
+        lost: why this engine answers nothing more, or empty.
     """
 
     source: str
@@ -79,3 +107,9 @@ class EngineState:
     version: str = ""
     fingerprint: str = ""
     stalled_s: float = 0.0
+    replica: str = ""
+    versions: tuple[Share, ...] = ()
+    release: dict[str, Any] = field(default_factory=dict)
+    loading: str = ""
+    problem: str = ""
+    lost: str = ""

@@ -1,28 +1,104 @@
 """Typed arguments of the application: what `serve.app:build` and a Serve config file's `args` take."""
 
-from typing import Any
+import math
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_STRICT = ConfigDict(extra="forbid", frozen=True)
 
-class Release(BaseModel):
-    """Which model answers. Changes while the application runs, by Serve's ``user_config``, without a restart.
+
+class ModelSource(BaseModel):
+    """A model that may answer.
 
     Attributes:
         model: folder.
         version: what answers call it, as in ``padt/7``; empty = the folder's name.
+        revision: differs where the folder's content does; a folder that was written anew is another model.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     model: str
     version: str = ""
+    revision: str = ""
+
+    @property
+    def label(self) -> str:
+        """What answers call it."""
+        return self.version or Path(self.model).name
+
+
+class Canary(ModelSource):
+    """A model that answers a share of the requests, beside the one that answers the others.
+
+    Attributes:
+        percent: its share.
+    """
+
+    percent: float = Field(gt=0, le=100)
+
+
+class Release(ModelSource):
+    """Which models answer. Changes while the application runs, by Serve's ``user_config``, without a restart.
+
+    Attributes:
+        canary: what answers a part of the requests instead, or None.
+    """
+
+    canary: Canary | None = None
+
+    @property
+    def sources(self) -> tuple[ModelSource, ...]:
+        """The models that this needs, the main one first."""
+        every = (self,) if self.canary is None else (self, self.canary)
+        return tuple(ModelSource(model=one.model, version=one.version, revision=one.revision) for one in every)
+
+
+class Autoscaling(BaseModel):
+    """Replicas that follow the load: Ray Serve's own ``autoscaling_config``, with the names and meanings it has there.
+
+    Attributes:
+        min_replicas, max_replicas, initial_replicas: how few, how many, and with how many to start (the fewest).
+        target_ongoing_requests: of one replica; of an engine about ``max_rows``.
+        upscale_delay_s, downscale_delay_s: how long a load must last before replicas come or go.
+        look_back_period_s: over which the load is averaged.
+    """
+
+    model_config = _STRICT
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(ge=1)
+    initial_replicas: int | None = Field(None, ge=1)
+    target_ongoing_requests: float = Field(16.0, gt=0)
+    upscale_delay_s: float = Field(10.0, ge=0)
+    downscale_delay_s: float = Field(300.0, ge=0)
+    look_back_period_s: float = Field(20.0, gt=0)
+
+    @model_validator(mode="after")
+    def _few_to_many(self) -> "Autoscaling":
+        first = self.min_replicas if self.initial_replicas is None else self.initial_replicas
+        if not self.min_replicas <= first <= self.max_replicas:
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}), initial_replicas ({first}) and max_replicas "
+                f"({self.max_replicas}) must not decrease in this order."
+            )
+        return self
+
+
+Replicas = int | Autoscaling
+
+
+def most(replicas: Replicas) -> int:
+    """How many replicas there can be."""
+    return replicas.max_replicas if isinstance(replicas, Autoscaling) else replicas
 
 
 class ServerArgs(BaseModel):
     """What the application is made of, whichever model answers. A change restarts the replicas that it concerns."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     name: str = Field("padt", description="Name under which /v1/models lists the model.")
 
@@ -32,10 +108,12 @@ class ServerArgs(BaseModel):
     dtype: str | None = Field(None, description="float32, bfloat16 or float16; none = as saved.")
     attn_implementation: str = "sdpa"
 
-    engine_replicas: int = Field(1, ge=1)
+    engine_replicas: Annotated[int, Field(ge=1)] | Autoscaling = Field(
+        1, description="A number, or what follows the load: min_replicas, max_replicas, target_ongoing_requests."
+    )
     engine_cpus: float = Field(1.0, ge=0)
     engine_gpus: float = Field(0.0, ge=0)
-    ingress_replicas: int = Field(1, ge=1)
+    ingress_replicas: Annotated[int, Field(ge=1)] | Autoscaling = Field(1, description="As of the engine.")
     ingress_cpus: float = Field(0.0, ge=0, description="0: the ingress shares the cores that are there.")
 
     max_rows: int = Field(16, ge=1, description="Answers that an engine writes at a time.")
@@ -102,16 +180,24 @@ class ServerArgs(BaseModel):
             raise ValueError("sample_share needs a place: give sample_folder too.")
         return self
 
+    def places(self, engines: int, ingresses: int) -> int:
+        """Requests that one ingress lets in, of those that so many engines and the queue hold together."""
+        return math.ceil((engines * self.max_rows + self.max_queued_requests) / max(1, ingresses))
+
     @property
-    def capacity(self) -> int:
-        """Requests that engines and queue hold together."""
-        return self.engine_replicas * self.max_rows + self.max_queued_requests
+    def most_waiting(self) -> int:
+        """Requests that wait at one engine at most, before it refuses more: pictures may all be its own."""
+        return self.max_rows + self.max_queued_requests
 
 
 class AppArgs(ServerArgs):
     """Arguments of the application. Unknown keys are errors."""
 
-    model: str = Field(description="Model folder, readable on the nodes that run the engine.")
+    model: str = Field(
+        "",
+        description="Model folder, readable on the nodes that run the engine; empty in a config file that says it in "
+        "the Engine's user_config, where a change restarts nothing.",
+    )
     version: str = Field("", description="What answers call this model, as in padt/7; empty = the folder's name.")
 
     @property
@@ -120,6 +206,6 @@ class AppArgs(ServerArgs):
         return ServerArgs(**self.model_dump(include=set(ServerArgs.model_fields)))
 
     @property
-    def release(self) -> dict[str, Any]:
-        """The part that says which model answers, as Serve's ``user_config``."""
-        return Release(model=self.model, version=self.version).model_dump()
+    def release(self) -> dict[str, Any] | None:
+        """The part that says which model answers, as Serve's ``user_config``; None where nothing does."""
+        return Release(model=self.model, version=self.version).model_dump() if self.model else None

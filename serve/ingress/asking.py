@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable
+from dataclasses import replace
 from typing import TypeVar
 
 from ray.exceptions import RayActorError
@@ -12,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from serve.api.errors import RequestError
 from serve.messages import Job, Outcome, StreamItem
 from serve.observability import records
+from serve.replica import routing
 from serve.settings import ServerArgs
 
 logger = logging.getLogger("ray.serve")
@@ -30,7 +32,7 @@ async def ask(engine: DeploymentHandle, job: Job, args: ServerArgs) -> Outcome:
     """
     deadline = asyncio.get_running_loop().time() + args.request_timeout_s
     for _ in range(TRIES):
-        call = engine.answer.remote(job)
+        call = engine.options(session_id=_session(job)).answer.remote(job)
         try:
             outcome: Outcome = await _until(deadline, call, args)
         except LOST as error:
@@ -43,6 +45,7 @@ async def ask(engine: DeploymentHandle, job: Job, args: ServerArgs) -> Outcome:
             records.answered(job, outcome)
             return outcome
         _log_loss(job, outcome.message)
+        job = replace(job, avoid=(*job.avoid, outcome.replica))
     raise lost(args)
 
 
@@ -59,13 +62,14 @@ async def ask_stream(engine: DeploymentHandle, job: Job, args: ServerArgs) -> As
     deadline = asyncio.get_running_loop().time() + args.request_timeout_s
     for _ in range(TRIES):
         started = False
-        call = engine.options(stream=True).stream.remote(job)
+        call = engine.options(stream=True, session_id=_session(job)).stream.remote(job)
         try:
             while True:
                 items: list[StreamItem] = await _until(deadline, anext(call), args)
                 end = items[-1]
                 if isinstance(end, Outcome) and end.trouble == "lost":
                     _log_loss(job, end.message)
+                    job = replace(job, avoid=(*job.avoid, end.replica))
                     break
                 started = True
                 if isinstance(end, Outcome):
@@ -88,6 +92,10 @@ def lost(args: ServerArgs) -> RequestError:
     """What a client is told whose answer got lost."""
     wait = args.retry_after_s
     return RequestError(503, "engine_lost", f"The engine stopped over this request: try again in {wait} s.", wait)
+
+
+def _session(job: Job) -> str:
+    return routing.session(job.picture_key, avoid=job.avoid)
 
 
 def _log_loss(job: Job, cause: object) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -12,7 +14,8 @@ from padt.inference.engine.waiting import EngineBusyError
 from padt.inference.events import Ended, Event, ObjectFound, TextPiece
 from padt.inference.requests import class_names
 from serve.messages import EngineState, Job, Outcome, StreamItem
-from serve.replica.versions import Heartbeat, Version
+from serve.replica.lineup import Lineup
+from serve.replica.versions import Version
 from serve.settings import Release, ServerArgs
 
 logger = logging.getLogger("ray.serve")
@@ -28,6 +31,8 @@ def outcome_of(end: Ended, job: Job, version: Version) -> Outcome:
         "fingerprint": version.fingerprint,
     }
     if end.prediction is None:
+        if version.engine.failure is not None:
+            return lost(version)
         refused = isinstance(end.error, UserError)
         message = str(end.error) if refused else "The engine failed on this request; its log says why."
         return Outcome(trouble="refused" if refused else "failed", message=message, **about)
@@ -35,7 +40,13 @@ def outcome_of(end: Ended, job: Job, version: Version) -> Outcome:
     return Outcome(prediction.to_dict(), completion_tokens=len(prediction.token_ids), **about)
 
 
-async def events_of(version: Version, job: Job, pieces: bool = True) -> AsyncIterator[list[StreamItem]]:
+def lost(version: Version) -> Outcome:
+    """The end of a request that this version will not answer, and another replica may."""
+    message = version.lost or "The engine has failed."
+    return Outcome(trouble="lost", message=message, reason="error", version=version.name)
+
+
+async def events_of(version: Version, job: Job, pieces: bool = True) -> AsyncGenerator[list[StreamItem], None]:
     """Let a version answer a job; yields what has come together, at the end the outcome.
 
     Closing the iterator cancels the request at the engine's next step.
@@ -45,8 +56,11 @@ async def events_of(version: Version, job: Job, pieces: bool = True) -> AsyncIte
         job: what is asked.
         pieces: yield text and objects too, not only the outcome.
     """
+    if version.lost:
+        yield [lost(version)]
+        return
     loop = asyncio.get_running_loop()
-    events: asyncio.Queue[Event] = asyncio.Queue()
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
 
     def hear(event: Event) -> None:
         if pieces or isinstance(event, Ended):
@@ -62,81 +76,94 @@ async def events_of(version: Version, job: Job, pieces: bool = True) -> AsyncIte
     except UserError as error:
         yield [Outcome(trouble="refused", message=str(error), version=version.name)]
         return
+    except RuntimeError:
+        if version.engine.failure is None:
+            raise
+        yield [lost(version)]
+        return
     names = class_names(job.request)
     wanted = None if names is None else {" ".join(name.split()).casefold() for name in names}
     number = 0
     try:
-        while True:
-            batch = [await events.get()]
-            while not events.empty():
-                batch.append(events.get_nowait())
-            items: list[StreamItem] = []
-            for event in batch:
-                if isinstance(event, Ended):
-                    items.append(outcome_of(event, job, version))
-                elif isinstance(event, TextPiece):
-                    items.append(event)
-                elif wanted is None or " ".join(event.object.label.split()).casefold() in wanted:
-                    items.append(ObjectFound(number, event.object))
-                    number += 1
-            if items:
-                yield items
-            if isinstance(batch[-1], Ended):
-                return
+        with version.told(events):
+            while True:
+                batch = [await events.get()]
+                while not events.empty():
+                    batch.append(events.get_nowait())
+                items: list[StreamItem] = []
+                for event in batch:
+                    if event is None:
+                        items.append(lost(version))
+                        break
+                    if isinstance(event, Ended):
+                        items.append(outcome_of(event, job, version))
+                    elif isinstance(event, TextPiece):
+                        items.append(event)
+                    elif wanted is None or " ".join(event.object.label.split()).casefold() in wanted:
+                        items.append(ObjectFound(number, event.object))
+                        number += 1
+                if items:
+                    yield items
+                    if isinstance(items[-1], Outcome):
+                        return
     finally:
         ticket.cancel()
 
 
 @serve.deployment
 class Engine:
-    """Serve deployment around one model. Which one, says ``reconfigure``."""
+    """Serve deployment around a model, or two that share the requests. Which ones, says ``reconfigure``."""
 
     def __init__(self, args: ServerArgs) -> None:
-        self._args = args
-        self._version: Version | None = None
-        self._heartbeat = Heartbeat()
+        self._lineup = Lineup(lambda source: Version(source, args))
+        self._replica = serve.get_replica_context().replica_id.unique_id
 
     async def reconfigure(self, release: dict[str, Any]) -> None:
-        """Serve calls this with the application's release before the first job, and when it changes."""
-        loaded = await asyncio.to_thread(Version, Release.model_validate(release), self._args)
-        old, self._version = self._version, loaded
-        if old is not None:
-            await asyncio.to_thread(old.close)
+        """Serve calls this with the application's release before the first job, and when it changes.
 
-    @property
-    def _current(self) -> Version:
-        assert self._version is not None, "Serve configures a replica before its first request"
-        return self._version
+        A replica takes no jobs until this returns, so a change is only begun here.
+        """
+        await self._lineup.change(Release.model_validate(release))
 
     async def answer(self, job: Job) -> Outcome:
         """Answer a job. One that is cancelled costs nothing from the engine's next step on."""
-        async for items in events_of(self._current, job, pieces=False):
-            (outcome,) = items
+        with self._lineup.using(job.request_id) as version:
+            async for items in events_of(version, job, pieces=False):
+                (outcome,) = items
         assert isinstance(outcome, Outcome)
-        return outcome
+        return replace(outcome, replica=self._replica)
 
     async def stream(self, job: Job) -> AsyncIterator[list[StreamItem]]:
         """Answer a job bit by bit; the last item of all is the outcome."""
-        async for items in events_of(self._current, job):
-            yield items
+        with self._lineup.using(job.request_id) as version:
+            async with aclosing(events_of(version, job)) as events:
+                async for items in events:
+                    if isinstance(items[-1], Outcome):
+                        items[-1] = replace(items[-1], replica=self._replica)
+                    yield items
 
     async def state(self) -> EngineState:
         """How the engine is; answers only once the model is loaded and warm."""
-        version = self._current
+        lineup, main = self._lineup, self._lineup.main
+        assert lineup.release is not None
         return EngineState(
-            version.release.model,
-            version.device,
-            version.name,
-            version.fingerprint,
-            self._heartbeat.stalled_s(version.engine),
+            source=main.source.model,
+            device=main.device,
+            version=main.name,
+            fingerprint=main.fingerprint,
+            stalled_s=lineup.stalled_s,
+            replica=self._replica,
+            versions=lineup.shares,
+            release=lineup.release.model_dump(),
+            loading=lineup.loading,
+            problem=lineup.problem,
+            lost=main.lost,
         )
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Serve asks this now and then, and replaces an engine that raises.
 
         Raises:
-            RuntimeError: the model hangs.
+            RuntimeError: a model hangs or its engine's thread has died; who waits for it has been told to ask another.
         """
-        stalled = self._heartbeat.stalled_s(self._current.engine)
-        if stalled >= self._args.hang_after_s:
-            raise RuntimeError(f"The model has made no step for {stalled:.0f} s.")
+        self._lineup.check()

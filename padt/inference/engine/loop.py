@@ -101,6 +101,11 @@ class Engine:
         return max(0.0, time.perf_counter() - since)
 
     @property
+    def failure(self) -> BaseException | None:
+        """What has ended the engine's thread, after which nothing is answered any more; None while it lives."""
+        return self._waiting.closed
+
+    @property
     def cache(self) -> ContentCache:
         """What was seen of pictures, and keys and values up to their end."""
         return self._passes.cache

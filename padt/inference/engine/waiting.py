@@ -40,6 +40,11 @@ class WaitingRows:
         with self._changed:
             return sum(map(len, self._queues.values()))
 
+    @property
+    def closed(self) -> BaseException | None:
+        """Why no more requests are taken; None while they are."""
+        return self._closed
+
     def of_client(self, client: str) -> int:
         """How many of one client wait."""
         with self._changed:
