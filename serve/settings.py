@@ -90,6 +90,11 @@ class Autoscaling(BaseModel):
 Replicas = int | Autoscaling
 
 
+def fewest(replicas: Replicas) -> int:
+    """With how many replicas it starts."""
+    return (replicas.initial_replicas or replicas.min_replicas) if isinstance(replicas, Autoscaling) else replicas
+
+
 def most(replicas: Replicas) -> int:
     """How many replicas there can be."""
     return replicas.max_replicas if isinstance(replicas, Autoscaling) else replicas

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from dataclasses import replace
 from http import HTTPStatus
@@ -35,7 +34,7 @@ from serve.api.schemas import (
     Question,
 )
 from serve.ingress import asking
-from serve.ingress.admission import EngineWatch, Places
+from serve.ingress.admission import EngineWatch, Places, ReplicaCount, running_replicas
 from serve.ingress.gate import Gate
 from serve.ingress.keys import KeyRing
 from serve.messages import Job, Outcome
@@ -43,7 +42,8 @@ from serve.observability import records
 from serve.observability.observers import observers_of
 from serve.observability.recorder import Recorder
 from serve.observability.scrape import CONTENT_TYPE, ClusterMetrics
-from serve.settings import ServerArgs
+from serve.replica import routing
+from serve.settings import Autoscaling, ServerArgs, fewest
 
 logger = logging.getLogger("ray.serve")
 
@@ -211,11 +211,24 @@ class Ingress:
         self._engine = engine
         self._args = args
         self._bodies = Places(args.max_bodies, args.retry_after_s)
-        self._questions = Places(math.ceil(args.capacity / args.ingress_replicas), args.retry_after_s, args.key_share)
+        places = args.places(fewest(args.engine_replicas), fewest(args.ingress_replicas))
+        self._questions = Places(places, args.retry_after_s, args.key_share)
+        scaled = any(isinstance(each, Autoscaling) for each in (args.engine_replicas, args.ingress_replicas))
+        self._replicas = ReplicaCount(running_replicas, self._resize) if scaled else None
         self._keys = KeyRing(args.keys_file)
-        self._watch = EngineWatch(lambda: self._engine.state.remote(), args.hang_after_s)
         self._observers = observers_of(args)
         self._metrics = ClusterMetrics()
+        self._watch = EngineWatch(
+            lambda avoid: self._engine.options(session_id=routing.session(avoid=avoid)).state.remote(),
+            args.hang_after_s,
+        )
+
+    def reconfigure(self, options: dict[str, Any]) -> None:
+        """Serve calls this with the ingress's ``user_config``: ``draining`` lets nobody in any more."""
+        self._questions.closed = bool(options.get("draining"))
+
+    def _resize(self, engines: int, ingresses: int) -> None:
+        self._questions.most = self._args.places(engines, ingresses)
 
     def __del__(self) -> None:
         """Serve calls this when the replica stops."""
@@ -238,6 +251,8 @@ class Ingress:
         args = self._args
         with self._bodies.one(), records.timed("preprocess"):
             question, encoded = await read_request(request, int(args.max_body_mb * 1e6), args.body_timeout_s)
+        if self._replicas is not None:
+            self._replicas.look()
         # Whoever cannot be answered now is told so before the picture costs anything.
         with self._questions.one(request.state.client):
             with records.timed("preprocess"):
@@ -260,7 +275,8 @@ class Ingress:
         image = read_image(encoded, self._args.max_image_pixels)
         job = to_job(question, image, self._args)
         about = request.state
-        return replace(job, client=about.client, request_id=about.request_id), image.size
+        key = routing.picture_key(encoded)
+        return replace(job, client=about.client, request_id=about.request_id, picture_key=key), image.size
 
     @api.get("/v1/models", response_model=ModelList, responses={503: {"model": ErrorBody}}, summary="What answers here")
     async def models(self) -> ModelList:
@@ -280,7 +296,7 @@ class Ingress:
     @api.get("/readyz", summary="Would a request be answered now", responses={503: {"model": ErrorBody}})
     async def readyz(self) -> dict[str, str]:
         """200 when an engine has its model loaded and warm and does not hang, else 503."""
-        if not await self._watch.ready():
+        if self._questions.closed or not await self._watch.ready():
             raise RequestError(503, "not_ready", "No engine is ready: try again.", 1)
         return {"status": "ready"}
 

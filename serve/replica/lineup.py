@@ -61,7 +61,7 @@ class Lineup:
         """Load what is wanted until it answers, or cannot."""
         failed: Release | None = None
         while (wanted := self._wanted) not in (self.release, failed):
-            assert wanted is not None
+            assert wanted is not None and self._wanted is not None
             try:
                 for source in wanted.sources:
                     if source not in self._versions:
@@ -73,18 +73,21 @@ class Lineup:
                 failed = wanted
                 self.problem = f"{self.loading} cannot be loaded: {error}"
             else:
-                self.release, self.problem = wanted, ""
-                logger.info("%s answers", ", ".join(source.label for source in wanted.sources))
+                # Something else may be wanted by now.
+                if wanted is self._wanted:
+                    self.release, self.problem = wanted, ""
+                    logger.info("%s answers", ", ".join(source.label for source in wanted.sources))
             finally:
                 self.loading = ""
-            self._let_go()
+            self._let_go(() if self._wanted is failed else self._wanted.sources)
         if failed is None:
             self.problem = ""
 
-    def _let_go(self) -> None:
+    def _let_go(self, wanted: tuple[ModelSource, ...]) -> None:
         """Close the versions that neither answer nor are wanted, as soon as nobody waits for them."""
         assert self.release is not None
-        for source in [source for source in self._versions if source not in self.release.sources]:
+        kept = {*self.release.sources, *wanted}
+        for source in [source for source in self._versions if source not in kept]:
             version = self._versions.pop(source)
             self._leaving.add(version)
             self._close_unused(version)

@@ -9,6 +9,14 @@ from weakref import WeakKeyDictionary
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 
+def picture_key(*pictures: bytes) -> str:
+    """The same for the same encoded pictures in the same order, and for no others."""
+    digest = hashlib.sha256()
+    for encoded in pictures:
+        digest.update(hashlib.sha256(encoded).digest())
+    return digest.hexdigest()
+
+
 def session(picture_key: str = "", *, only: str = "", avoid: Sequence[str] = ()) -> str:
     """What a job wants of the router, as the ``session_id`` of Serve's handles.
 
