@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import torch
 from ray import serve
 
 from padt.errors import UserError
@@ -27,17 +28,22 @@ def outcome_of(end: Ended, job: Job, version: Version) -> Outcome:
         "reason": end.reason,
         "times": end.times,
         "prompt_tokens": end.prompt_tokens,
+        "completion_tokens": end.completion_tokens,
         "version": version.name,
         "fingerprint": version.fingerprint,
     }
     if end.prediction is None:
         if version.engine.failure is not None:
             return lost(version)
-        refused = isinstance(end.error, UserError)
-        message = str(end.error) if refused else "The engine failed on this request; its log says why."
-        return Outcome(trouble="refused" if refused else "failed", message=message, **about)
+        if isinstance(end.error, UserError):
+            return Outcome(trouble="refused", message=str(end.error), **about)
+        if isinstance(end.error, torch.OutOfMemoryError | MemoryError):
+            # It had the model to itself: the engine tries halves of what is too much together.
+            message = "This request needs more memory than the engine has: send smaller pictures, or fewer."
+            return Outcome(trouble="refused", message=message, **about)
+        return Outcome(trouble="failed", message="The engine failed on this request; its log says why.", **about)
     prediction = end.prediction.of_classes(class_names(job.request))
-    return Outcome(prediction.to_dict(), completion_tokens=len(prediction.token_ids), **about)
+    return Outcome(prediction.to_dict(), **about)
 
 
 def lost(version: Version) -> Outcome:
@@ -68,7 +74,13 @@ async def events_of(version: Version, job: Job, pieces: bool = True) -> AsyncGen
 
     try:
         ticket = await asyncio.to_thread(
-            version.engine.submit, list(job.images) or None, job.request, job.settings, seed=job.seed, listener=hear
+            version.engine.submit,
+            list(job.images) or None,
+            job.request,
+            job.settings,
+            seed=job.seed,
+            client=job.client,
+            listener=hear,
         )
     except EngineBusyError as error:
         yield [Outcome(trouble="busy", message=str(error), version=version.name)]

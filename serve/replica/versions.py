@@ -4,7 +4,6 @@ import asyncio
 import gc
 import hashlib
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,7 +57,6 @@ class Version:
             cache_mb=args.cache_mb,
         )
         self.engine: Any = Engine(model, limits)
-        self._heartbeat = Heartbeat()
         self._hang_after_s = args.hang_after_s
         self._readers: set[asyncio.Queue[Event | None]] = set()
         self._exit = ExitStack()
@@ -74,8 +72,8 @@ class Version:
 
     @property
     def stalled_s(self) -> float:
-        """How long its rows have been without a step of the model; 0 while nothing runs."""
-        return self._heartbeat.stalled_s(self.engine)
+        """How long the model has come to an end with nothing while jobs run or wait; 0 without any."""
+        return self.engine.stalled_s
 
     @contextmanager
     def told(self, reader: "asyncio.Queue[Event | None]") -> Iterator[None]:
@@ -123,18 +121,3 @@ def weights_fingerprint(folder: Path) -> str:
         with path.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()[:12]
-
-
-class Heartbeat:
-    """Notices an engine whose model makes no step while answers wait for one."""
-
-    def __init__(self) -> None:
-        self._seen = -1
-        self._since = time.monotonic()
-
-    def stalled_s(self, engine: Any) -> float:
-        """Seconds, by what was seen at earlier calls, since the last step; 0 while nothing runs or waits."""
-        now = time.monotonic()
-        if engine.steps != self._seen or not (engine.running_rows or engine.waiting_rows):
-            self._seen, self._since = engine.steps, now
-        return now - self._since

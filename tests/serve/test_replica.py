@@ -1,11 +1,14 @@
 """The engine's deployment: answers as the model gives them, leaves nothing running, and says when its model hangs."""
 
 import asyncio
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("ray.serve")
 
@@ -16,8 +19,8 @@ from padt.inference.predict import predict  # noqa: E402
 from padt.inference.requests import GenerationSettings, caption_request, detect_request, text_request  # noqa: E402
 from serve.messages import Job, Outcome  # noqa: E402
 from serve.replica.deployment import events_of  # noqa: E402
-from serve.replica.versions import Heartbeat, Version, weights_fingerprint  # noqa: E402
-from serve.settings import Release, ServerArgs  # noqa: E402
+from serve.replica.versions import Version, weights_fingerprint  # noqa: E402
+from serve.settings import ModelSource, ServerArgs  # noqa: E402
 from tests.padt.tiny import tiny_model  # noqa: E402
 
 ARGS = ServerArgs(max_rows=4, max_length=512, max_patches=64, max_queued_requests=1, device="cpu")
@@ -36,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def version(folder: Path):
-    loaded = Version(Release(model=str(folder)), ARGS)
+    loaded = Version(ModelSource(model=str(folder)), ARGS)
     yield loaded
     loaded.close()
 
@@ -94,20 +97,83 @@ def test_a_reader_that_goes_away_ends_the_answer(version: Version) -> None:
     asyncio.run(leave())
 
 
-def test_only_rows_that_wait_can_stall(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Standing:
-        steps, running_rows, waiting_rows = 3, 0, 0
+async def until_lost(version: Version, jobs: list[Job]) -> list[Outcome]:
+    """Outcomes of jobs whose version is checked as Serve does."""
+    waiting = [asyncio.create_task(collect(version, job, pieces=False)) for job in jobs]
+    async with asyncio.timeout(20):
+        while not version.lost:
+            await asyncio.sleep(0.02)
+            with suppress(RuntimeError):
+                version.check()
+        return [(await one)[-1] for one in waiting]
 
-    now, engine, heart = 100.0, Standing(), Heartbeat()
-    monkeypatch.setattr("serve.replica.versions.time.monotonic", lambda: now)
-    assert heart.stalled_s(engine) == 0
-    now = 200.0
-    assert heart.stalled_s(engine) == 0
-    engine.running_rows = 1
-    now = 207.0
-    assert heart.stalled_s(engine) == 7
-    engine.steps += 1
-    assert heart.stalled_s(engine) == 0
+
+def test_a_hung_model_gives_its_jobs_up_and_takes_no_more(folder: Path) -> None:
+    version = Version(ModelSource(model=str(folder)), ARGS.model_copy(update={"hang_after_s": 0.3}))
+    version.check()
+    go_on = threading.Event()
+    version.engine._passes.decode = lambda rows: go_on.wait()
+    job = Job((noise(),), caption_request(), SETTINGS)
+    try:
+        outcomes = asyncio.run(until_lost(version, [job] * 3))
+        (late,) = asyncio.run(collect(version, job))
+        with pytest.raises(RuntimeError, match="no step for"):
+            version.check()
+    finally:
+        go_on.set()
+        for row in version.engine._passes.rows:
+            row.ticket.cancel()
+    assert [outcome.trouble for outcome in (*outcomes, late)] == ["lost"] * 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_has_died_gives_its_jobs_up(folder: Path) -> None:
+    version = Version(ModelSource(model=str(folder)), ARGS)
+
+    def die() -> None:
+        raise SystemExit("the driver is gone")
+
+    version.engine._settle = die
+    job = Job((noise(),), caption_request(), SETTINGS)
+    outcomes = asyncio.run(until_lost(version, [job] * 3))
+    (late,) = asyncio.run(collect(version, job))
+    assert [outcome.trouble for outcome in (*outcomes, late)] == ["lost"] * 4
+    with pytest.raises(RuntimeError, match="the driver is gone"):
+        version.check()
+
+
+def test_too_little_memory_refuses_the_largest_and_answers_the_others(version: Version) -> None:
+    (alone,) = asyncio.run(collect(version, Job((noise(9),), caption_request(), SETTINGS), pieces=False))
+    # Two prompts together do not fit, nor does one with 64 patches in place of 16.
+    limit, real = alone.prompt_tokens + 8, version.engine._model.model.language_model.forward
+    seen = []
+
+    def forward(*args: object, inputs_embeds: torch.Tensor, **others: object) -> object:
+        seen.append(inputs_embeds.shape[0] * inputs_embeds.shape[1])
+        if seen[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return real(*args, inputs_embeds=inputs_embeds, **others)
+
+    large = noise(1).resize((224, 224))
+    jobs = [Job((noise(seed),), caption_request(), SETTINGS) for seed in range(3)]
+    jobs.append(Job((large,), caption_request(), SETTINGS))
+    expected = [predict(version.engine._model, list(job.images), job.request, SETTINGS)[0].text for job in jobs[:3]]
+
+    async def ask_all() -> list[Outcome]:
+        return [items[-1] for items in await asyncio.gather(*(collect(version, job) for job in jobs))]
+
+    version.engine._model.model.language_model.forward = forward
+    try:
+        outcomes = asyncio.run(ask_all())
+    finally:
+        del version.engine._model.model.language_model.forward
+    assert [outcome.trouble for outcome in outcomes] == [None, None, None, "refused"]
+    assert "more memory" in outcomes[3].message
+    assert [outcome.prediction["text"] for outcome in outcomes[:3]] == expected
+    assert max(seen) > limit, "the test has tried nothing"
+    # The engine goes on, and the large one is answered when there is memory.
+    assert asyncio.run(collect(version, jobs[3]))[-1].trouble is None
+    version.check()
 
 
 def test_a_fingerprint_is_of_the_content(folder: Path, tmp_path: Path) -> None:
