@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.inference.served_tag import served_tag
 from padt.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,9 +51,12 @@ def serving(
     """
     from pydantic import ValidationError
 
-    from jobs.common.model_reference import resolve_model
+    from jobs.common.model_reference import find_model
 
-    folder = resolve_model(model)
+    found = find_model(model)
+    folder = str(found.path)
+    if found.name is not None:
+        settings = {"version": f"{found.name}/{found.version}", **settings}
     port = _free_port(host, port)
     from serve.settings import AppArgs
 
@@ -82,7 +86,8 @@ def serving(
             serve.delete(APP_NAME)
             raise UserError(f"The engine did not start: {_last_line(str(error))}") from error
         try:
-            yield served
+            with served_tag(found, served.url):
+                yield served
         finally:
             # Only what this call has put there: the cluster's Serve may hold other applications.
             serve.delete(APP_NAME)

@@ -18,7 +18,8 @@ from jobs.inference.serve import Served, serving  # noqa: E402
 from padt import load_model  # noqa: E402
 from padt.checkpoints.loading import save_model  # noqa: E402
 from padt.errors import UserError  # noqa: E402
-from padt.inference.predict import GenerationSettings, predict, refer_request  # noqa: E402
+from padt.inference.predict import GenerationSettings, caption_request, predict, refer_request  # noqa: E402
+from serve.client import Client  # noqa: E402
 from tests.padt.tiny import tiny_model  # noqa: E402
 
 TOKENS = 24
@@ -68,6 +69,26 @@ def test_a_batch_of_requests_gets_the_answers_of_the_library(served: Served, mod
         for got, wanted in zip(answer["objects"], expected.objects, strict=True):
             assert got["box"] == pytest.approx(wanted.box, abs=1e-2)
             assert got["patches"] == list(wanted.patches)
+
+
+@pytest.mark.slow
+def test_the_client_gets_what_predict_gives(served: Served, model: str) -> None:
+    data, requests = picture(112, 140, 5), [refer_request(SENTENCE), caption_request()]
+    expected = predict(load_model(model), [data] * 2, requests, GenerationSettings(max_new_tokens=TOKENS))
+    with Client(served.url) as client:
+        answers = [client.predict(data, request) for request in requests]
+    for got, wanted in zip(answers, expected, strict=True):
+        # The engine sums in another order than predict, so scores and boxes are equal but for rounding.
+        assert (got.text, got.images, got.truncated) == (wanted.text, wanted.images, wanted.truncated)
+        for one, other in zip(got.objects, wanted.objects, strict=True):
+            assert (one.label, one.patches, one.span, one.complete) == (
+                other.label,
+                other.patches,
+                other.span,
+                other.complete,
+            )
+            assert one.box == pytest.approx(other.box, abs=1e-2) and one.score == pytest.approx(other.score, abs=1e-3)
+    assert any(answer.objects for answer in answers)
 
 
 @pytest.mark.slow
