@@ -7,10 +7,15 @@ takes the middle of a bucket for each value of it, so the sums of histograms are
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from serve.messages import Job, Outcome
 from serve.observability.records import AnswerRecord, Observer, RequestRecord
+
+if TYPE_CHECKING:
+    # Its package needs torch, which an ingress does without.
+    from padt.inference.engine.reports import StepReport
 
 PREFIX = "ray_"
 """What Ray puts before each name."""
@@ -65,8 +70,8 @@ METRICS = {
         Metric("padt_step_rows", "histogram", "Answers that a step wrote a token of.", ("version",), _SIZES),
         Metric("padt_waiting_rows", "gauge", "Questions that wait for their admission.", ("version",)),
         Metric("padt_running_rows", "gauge", "Answers that are being written.", ("version",)),
-        Metric("padt_cache_hits_total", "counter", "Pictures that the engine knew already.", ("version",)),
-        Metric("padt_cache_misses_total", "counter", "Pictures that it had to look at.", ("version",)),
+        Metric("padt_cache_hits_total", "counter", "Look-ups of pictures that the engine knew already.", ("version",)),
+        Metric("padt_cache_misses_total", "counter", "Look-ups of pictures that it had to look at.", ("version",)),
         Metric("padt_left_out_total", "counter", "Requests not sampled or traced for lack of time.", ("observer",)),
     )
 }
@@ -81,7 +86,7 @@ class Instrument(Protocol):
 
 
 class Meters:
-    """The metrics of this process; made where a replica starts."""
+    """All metrics of the table; see ``process_meters``."""
 
     def __init__(self) -> None:
         self._instruments = {name: _instrument(metric) for name, metric in METRICS.items()}
@@ -126,6 +131,48 @@ class CountRequests(Observer):
             for stage in ("preprocess", "encode"):
                 if stage in record.seconds:
                     self._meters.add("padt_stage_seconds", record.seconds[stage], stage=stage, **about)
+
+
+class CountSteps:
+    """Counts the steps of an engine: give it to the engine as ``on_step``, and the engine to it."""
+
+    def __init__(self, meters: Meters, version: str) -> None:
+        """Get ready.
+
+        Args:
+            meters: what counts.
+            version: of the engine's model.
+        """
+        self._meters = meters
+        self._version = version
+        self._engine: Any = None
+        self._looked_up = (0, 0)
+
+    def watch(self, engine: Any) -> None:
+        """Count this engine (``padt.inference.engine.Engine``)."""
+        self._engine = engine
+
+    def __call__(self, report: "StepReport") -> None:
+        """Called in the engine's thread after a step."""
+        add, version, work = self._meters.add, self._version, report.work
+        if report.rows:
+            add("padt_step_rows", report.rows, version=version)
+            add("padt_step_seconds", work.prefill_s + work.decode_s + work.objects_s, version=version)
+        add("padt_waiting_rows", report.waiting, version=version)
+        if self._engine is None:
+            return
+        # Not the rows of the step: those that have ended in it run no more, and there may be no further step.
+        add("padt_running_rows", self._engine.running_rows, version=version)
+        hits, misses = self._engine.cache.hits, self._engine.cache.misses
+        add("padt_cache_hits_total", hits - self._looked_up[0], version=version)
+        add("padt_cache_misses_total", misses - self._looked_up[1], version=version)
+        self._looked_up = (hits, misses)
+
+
+@cache
+def process_meters() -> Meters:
+    """The metrics of this process, made once, whatever number of models it has."""
+    return Meters()
 
 
 def _instrument(metric: Metric) -> Instrument:

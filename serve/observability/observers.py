@@ -1,6 +1,6 @@
 """Which observers a server has, by its settings."""
 
-from serve.observability.metrics import CountRequests, Meters
+from serve.observability.metrics import CountRequests, Meters, process_meters
 from serve.observability.records import Observer, Observers
 from serve.observability.request_log import RequestLog
 from serve.observability.samples import SampleWriter
@@ -13,12 +13,12 @@ def observers_of(args: ServerArgs, meters: Meters | None = None) -> Observers:
 
     Args:
         args: of the server.
-        meters: what counts; None = this process's metrics, made now.
+        meters: what counts; None = this process's metrics.
 
     Raises:
         UserError: one of them cannot be.
     """
-    meters = meters or Meters()
+    meters = meters or process_meters()
     observers: list[Observer] = [CountRequests(meters), RequestLog(args.request_log, args.log_text)]
     if args.sample_share:
         observers.append(SampleWriter(args.sample_folder, args.sample_share, args.sample_mb, meters))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from padt.inference.events import Event
 from padt.inference.requests import GenerationSettings, caption_request
+from serve.observability.metrics import CountSteps, process_meters
 from serve.settings import ModelSource, ServerArgs
 
 logger = logging.getLogger("ray.serve")
@@ -56,7 +57,9 @@ class Version:
             max_waiting=args.most_waiting,
             cache_mb=args.cache_mb,
         )
-        self.engine: Any = Engine(model, limits)
+        count = CountSteps(process_meters(), self.name)
+        self.engine: Any = Engine(model, limits, on_step=count)
+        count.watch(self.engine)
         self._hang_after_s = args.hang_after_s
         self._readers: set[asyncio.Queue[Event | None]] = set()
         self._exit = ExitStack()

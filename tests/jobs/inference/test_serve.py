@@ -3,6 +3,7 @@
 import base64
 import io
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +90,21 @@ def test_the_client_gets_what_predict_gives(served: Served, model: str) -> None:
             )
             assert one.box == pytest.approx(other.box, abs=1e-2) and one.score == pytest.approx(other.score, abs=1e-3)
     assert any(answer.objects for answer in answers)
+
+
+@pytest.mark.slow
+def test_it_counts_the_steps_of_its_engine_and_what_was_answered(served: Served) -> None:
+    with Client(served.url) as client:
+        client.caption(picture(112, 112, 6))
+    wanted = {"ray_padt_step_rows_count", "ray_padt_cache_misses_total", "ray_padt_completion_tokens_total"}
+    deadline = time.monotonic() + 60
+    while True:
+        text = httpx.get(f"{served.url}/metrics", timeout=30).text
+        if wanted <= {line.partition("{")[0] for line in text.splitlines()}:
+            break
+        assert time.monotonic() < deadline, text
+        time.sleep(1)
+    assert 'deployment="Engine"' in text and 'deployment="Ingress"' in text
 
 
 @pytest.mark.slow

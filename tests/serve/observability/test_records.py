@@ -233,3 +233,28 @@ def test_by_default_nothing_is_kept_or_traced() -> None:
         "CountRequests",
         "RequestLog",
     ]
+
+
+def test_steps_of_an_engine_are_counted_as_they_were() -> None:
+    pytest.importorskip("torch")
+    from padt.inference.engine import Engine, EngineLimits
+    from padt.inference.requests import GenerationSettings, caption_request
+    from serve.observability.metrics import CountSteps
+    from tests.padt.tiny import tiny_model
+
+    meters = CountedMeters()
+    count = CountSteps(meters, "padt/7")
+    engine = Engine(tiny_model(), EngineLimits(max_rows=2, max_length=256), on_step=count)
+    count.watch(engine)
+    picture = job().images[0]
+    for _ in range(3):
+        engine.submit(picture, caption_request(), GenerationSettings(max_new_tokens=6))
+    engine.run_until_idle()
+    rows = [value for name, value, _ in meters.seen if name == "padt_step_rows"]
+    assert len(rows) == engine.steps and set(rows) <= {1, 2} and sum(rows) >= 3
+    assert all(value > 0 for name, value, _ in meters.seen if name == "padt_step_seconds")
+    assert [value for name, value, _ in meters.seen if name == "padt_running_rows"][-1] == 0
+    assert [value for name, value, _ in meters.seen if name == "padt_waiting_rows"][-1] == 0
+    # The second and the third question find the picture that the first one brought.
+    assert meters.total("padt_cache_hits_total", version="padt/7") == engine.cache.hits > 0
+    assert meters.total("padt_cache_misses_total", version="padt/7") == engine.cache.misses > 0
