@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from jobs.cli.calibrate import app as calibrate_app
 from jobs.cli.data import app as data_app
+from jobs.cli.evaluation import app as evaluation_app
 from jobs.cli.explain import app as explain_app
 from jobs.cli.export import app as export_app
 from jobs.cli.models import app as models_app
@@ -34,6 +35,7 @@ EXTRAS = {
     "train": "train",
     "run": "all",
     "evaluate": "eval",
+    "score": "eval",
     "calibrate": "eval",
     "compare": "train",
     "register": "train",
@@ -67,6 +69,7 @@ app = typer.Typer(
 )
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(data_app)
+app.add_typer(evaluation_app)
 app.add_typer(models_app)
 app.add_typer(export_app)
 app.add_typer(calibrate_app)
@@ -303,7 +306,7 @@ def demo(
     console.out.print(f"{done}. Look at")
     for what, where in (
         *(("picture", console.shorter(str(path))) for path in result.pictures),
-        ("scored answers", console.shorter(f"{result.recipe['evaluate'].folder}/predictions.jsonl")),
+        ("scored answers", console.shorter(f"{result.recipe['evaluate'].folder}/predictions.parquet")),
         ("summary", console.shorter(result.recipe.summary_path)),
         ("all runs", f"mlflow ui --backend-store-uri {tracking}"),
         ("serve it", f"MLFLOW_TRACKING_URI={tracking} padt serve {result.model}"),

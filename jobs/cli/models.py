@@ -1,4 +1,4 @@
-"""The verbs about models that are there already: evaluate, compare, predict, register."""
+"""The verbs about models that are there already: compare, predict, register."""
 
 from typing import Annotated
 
@@ -9,50 +9,6 @@ from jobs.common import console
 from padt.errors import UserError
 
 app = typer.Typer()
-
-
-@app.command(
-    **examples(
-        "padt evaluate models:/padt@champion runs/demo/prepare/val --out runs/scores",
-        "padt evaluate runs/demo/finetune/model runs/coco-val --task detect --limit 100 --workers 2",
-    )
-)
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or its URL, or a registered one: models:/padt@champion.")],
-    data: Annotated[str, typer.Argument(help="Prepared set; any URL.")],
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for scores, answers and pictures.")] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="refer, detect or caption; repeatable. None = all that the set has.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
-    workers: Annotated[int, typer.Option(min=0, help="Ray actors that answer; 0 = this process.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
-    num_beams: Annotated[int, typer.Option(min=1, help="Beams of a beam search; 1 = greedy.")] = 1,
-    forbid_repeats: Annotated[bool, typer.Option(help="No VRT twice in one group.")] = False,
-    released: Annotated[bool, typer.Option(help="Also score by the released scorers' protocols.")] = False,
-) -> None:
-    """Measure a model on a prepared set: REC and RES by sentence, detection and captions by image."""
-    from jobs.evaluation.evaluate import run_evaluate
-    from padt.inference.requests import GenerationSettings
-
-    result = run_evaluate(
-        model,
-        data,
-        task or None,
-        limit,
-        batch_size,
-        out,
-        settings=GenerationSettings(max_new_tokens=max_new_tokens, num_beams=num_beams, forbid_repeats=forbid_repeats),
-        workers=workers,
-        released=released,
-    )
-    for warning in result.warnings:
-        console.err.print(f"warning: {warning}")
-    title = f"{result.samples:,} questions in {result.seconds:.0f} s"
-    console.out.print(console.metrics_table(title, {"value": result.metrics}))
-    if result.out_dir:
-        console.out.print(f"results: {result.out_dir}")
 
 
 @app.command(

@@ -1,63 +1,29 @@
-"""How an evaluation is answered: rows are read in windows, questions of like size are asked together.
+"""How an evaluation is answered: rows are read in windows, which are answered one by one, here or on Ray.
 
-Windows are the grain of distribution: each is a pure function of the plan, so that any number of workers answers every
-sample exactly once; a worker that dies has its window answered again by another.
+Windows are the grain of distribution and of what a kill can cost: each is a pure function of the set, so that any
+number of workers answers every sample exactly once, and a worker that dies has its window answered again by another.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jobs.evaluation.answerer import Answerer
 from jobs.evaluation.samples import EvalSample
 from padt.data.image import open_image
-from padt.data.tasks import GROUNDED_TASKS, TASKS
 from padt.errors import ImageError, UserError, install_command
 from pipelines.dataset.index import SetIndex, load_index
 from pipelines.loader.sample_source import BadSampleError, RowReader
 
 logger = logging.getLogger(__name__)
 
-# Rows of a window: enough for batches of like size, and enough windows for the workers of a small set.
+# Rows of a window: enough questions to fill the engine, and enough windows for the workers of a small set.
 WINDOW_ROWS = (16, 64)
 WINDOWS = 16
 
-# (images, questions) -> one prediction each, as ``Prediction.to_dict()`` writes it, with the number of ``tokens``.
-Answerer = Callable[[list[Any], list[EvalSample]], list[dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class ModelAnswerer:
-    """What a worker needs to become an :data:`Answerer`; small and picklable.
-
-    Attributes:
-        path: local model folder (on every machine that takes part).
-        class_names: classes that detection asks for, all in one prompt.
-        settings: ``padt.inference.predict.GenerationSettings``.
-        options: further arguments of ``padt.load_model``, such as ``device``.
-    """
-
-    path: str
-    class_names: tuple[str, ...]
-    settings: Any
-    options: dict[str, Any]
-
-    def load(self) -> Answerer:
-        """Load the model."""
-        from padt.checkpoints.loading import load_model
-        from padt.inference.predict import predict
-        from padt.inference.requests import ask
-
-        model = load_model(self.path, **self.options)
-
-        def answer(images: list[Any], samples: list[EvalSample]) -> list[dict[str, Any]]:
-            words = [self.class_names if TASKS[one.task].words == "names" else one.sentence for one in samples]
-            requests = [ask(one.task, each) for one, each in zip(samples, words, strict=True)]
-            found = predict(model, images, requests, self.settings)
-            return [{**prediction.to_dict(), "tokens": len(prediction.token_ids)} for prediction in found]
-
-        return answer
+Windows = Mapping[int, Sequence[EvalSample]]
+"""Samples by number of their window."""
 
 
 def windows(samples: Sequence[EvalSample]) -> list[list[EvalSample]]:
@@ -71,17 +37,7 @@ def windows(samples: Sequence[EvalSample]) -> list[list[EvalSample]]:
     return [sum(rows[start : start + size], []) for start in range(0, len(rows), size)]
 
 
-def batches(samples: Sequence[EvalSample], batch_size: int) -> Iterator[list[EvalSample]]:
-    """Group a window into batches of one task and images of like size, so that little is padded."""
-    for task in GROUNDED_TASKS:
-        group = sorted((s for s in samples if s.task == task), key=lambda s: (s.patches, s.id))
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
-
-
-def answer_window(
-    samples: Sequence[EvalSample], reader: RowReader, answerer: Answerer, batch_size: int
-) -> list[dict[str, Any]]:
+def answer_window(samples: Sequence[EvalSample], reader: RowReader, answerer: Answerer) -> list[dict[str, Any]]:
     """Answer one window: a record for each sample, in any order.
 
     A picture that cannot be decoded gives a record with ``error`` and without a prediction; it counts as an answer
@@ -95,33 +51,27 @@ def answer_window(
         except (ImageError, BadSampleError) as error:
             logger.warning("%s: %s", key, error)
             records += [_record(sample, None, str(error)) for sample in samples if sample.row == row]
-    for batch in batches([sample for sample in samples if sample.row in images], batch_size):
-        predictions = answerer([images[sample.row] for sample in batch], batch)
-        if len(predictions) != len(batch):
-            raise RuntimeError(f"{len(batch)} questions were answered {len(predictions)} times")
-        records += [_record(one, found, None) for one, found in zip(batch, predictions, strict=True)]
-    return records
+    asked = [sample for sample in samples if sample.row in images]
+    predictions = answerer([images[sample.row] for sample in asked], asked) if asked else []
+    if len(predictions) != len(asked):
+        raise RuntimeError(f"{len(asked)} questions were answered {len(predictions)} times")
+    return records + [_record(one, found, None) for one, found in zip(asked, predictions, strict=True)]
 
 
-def answer_here(
-    samples: Sequence[EvalSample], index: SetIndex, model: Any, batch_size: int
-) -> Iterator[list[dict[str, Any]]]:
-    """Answer in this process; yields the records of one window after the other."""
+def answer_here(todo: Windows, index: SetIndex, model: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Answer in this process; yields number and records of one window after the other."""
     reader, answerer = RowReader(index), model.load()
-    for window in windows(samples):
-        yield answer_window(window, reader, answerer, batch_size)
+    for number, window in todo.items():
+        yield number, answer_window(window, reader, answerer)
 
 
-def answer_on_ray(
-    samples: Sequence[EvalSample], url: str, model: Any, batch_size: int, workers: int
-) -> Iterator[list[dict[str, Any]]]:
+def answer_on_ray(todo: Windows, url: str, model: Any, workers: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Answer with ``workers`` Ray actors, each with its own copy of the model; windows come in any order.
 
     Args:
-        samples: every question.
+        todo: the windows.
         url: the prepared set, readable from every worker.
-        model: a :class:`ModelAnswerer` (anything picklable with ``load``).
-        batch_size: questions asked together.
+        model: a ``ModelAnswerer`` (anything picklable with ``load``).
         workers: actors; the cluster's GPUs are shared out among them.
     """
     try:
@@ -135,11 +85,10 @@ def answer_on_ray(
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers)
         # A worker that dies is started again and its window is answered anew; the plan makes that harmless.
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(EvaluationWorker)
-        cut = windows(samples)
-        actors = [remote.remote(url, model, batch_size) for _ in range(min(workers, len(cut)))]
+        actors = [remote.remote(url, model) for _ in range(min(workers, len(todo)))]
         try:
             pool = ActorPool(actors)
-            yield from pool.map_unordered(lambda actor, window: actor.answer.remote(window), cut)
+            yield from pool.map_unordered(lambda actor, entry: actor.answer.remote(*entry), list(todo.items()))
         except ray.exceptions.RayTaskError as error:
             # A user's mistake keeps its words; anything else keeps its traceback.
             if isinstance(error.cause, UserError):
@@ -153,31 +102,37 @@ def answer_on_ray(
 class EvaluationWorker:
     """One process that holds a model and answers windows."""
 
-    def __init__(self, url: str, model: Any, batch_size: int) -> None:
+    def __init__(self, url: str, model: Any) -> None:
         self._reader = RowReader(load_index(url))
         self._answerer = model.load()
-        self._batch_size = batch_size
 
-    def answer(self, window: list[EvalSample]) -> list[dict[str, Any]]:
-        """See :func:`answer_window`."""
-        return answer_window(window, self._reader, self._answerer, self._batch_size)
+    def answer(self, number: int, window: list[EvalSample]) -> tuple[int, list[dict[str, Any]]]:
+        """The window's number and its records, see :func:`answer_window`."""
+        return number, answer_window(window, self._reader, self._answerer)
 
 
-def collect(samples: Sequence[EvalSample], answered: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
-    """Pass records on and, at the end, make sure that each sample was answered exactly once.
+def checked(
+    todo: Windows, answered: Iterable[tuple[int, list[dict[str, Any]]]]
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Pass windows on, after making sure that each of their samples was answered exactly once, and each window came.
 
     Raises:
-        RuntimeError: a sample is missing or was answered twice.
+        RuntimeError: a sample is missing, was answered twice or was never asked.
     """
-    missing = {sample.id for sample in samples}
-    for records in answered:
-        for record in records:
-            if record["id"] not in missing:
-                raise RuntimeError(f"Sample {record['id']} was answered twice or never asked.")
-            missing.discard(record["id"])
-        yield records
+    missing = set(todo)
+    for number, records in answered:
+        found = sorted(record["id"] for record in records)
+        expected = sorted(sample.id for sample in todo.get(number, ()))
+        if number not in missing or found != expected:
+            lost = sorted(set(expected) - set(found))
+            raise RuntimeError(
+                f"{len(found)} answers to the {len(expected)} samples of window {number}: some were answered twice, "
+                f"not at all ({', '.join(lost[:3])}) or never asked."
+            )
+        missing.discard(number)
+        yield number, records
     if missing:
-        raise RuntimeError(f"{len(missing)} samples were not answered, for example {min(missing)}.")
+        raise RuntimeError(f"{len(missing)} windows were not answered, for example {min(missing)}.")
 
 
 def _record(sample: EvalSample, prediction: dict[str, Any] | None, error: str | None) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from jobs.common.model_reference import ResolvedModel, find_model
-from jobs.evaluation.answers import ModelAnswerer
+from jobs.evaluation.answerer import ModelAnswerer
+from jobs.evaluation.checks import check_heads, check_scorers
 from jobs.evaluation.evaluate import answer
 from jobs.evaluation.samples import EvalSet, open_eval_set
 from padt.errors import UserError
@@ -91,9 +92,13 @@ def run_calibrate(
     if out is not None:
         _check_new(Folder(str(out)), found.path)
     data = open_eval_set(str(data_url), ["detect"], limit)
+    check_scorers(data, masks=False)
+    check_heads(found.path)
     settings = GenerationSettings(max_new_tokens=max_new_tokens, masks=False, calibrated=False)
-    asked = answerer or ModelAnswerer(str(found.path), data.index.class_names, settings, dict(load_options or {}))
-    answers = _answered(data, answer(data, asked, batch_size, workers, progress))
+    asked = answerer or ModelAnswerer(
+        str(found.path), data.index.class_names, settings, dict(load_options or {}), batch_size
+    )
+    answers = _answered(data, answer(data, asked, workers, progress).records)
     halves = [answers[0::2], answers[1::2]]
     calibration = _fit(answers)
     before = _measured(data, halves, [None, None])
@@ -109,10 +114,12 @@ def _answered(data: EvalSet, records: Sequence[Mapping[str, Any]]) -> list[Answe
     answered = []
     for image in data.detect_targets():
         prediction = by_id[image.id]["prediction"] or {"objects": []}
+        # An object that is not finite ranks nowhere.
+        entries = [entry for entry in prediction["objects"] if np.isfinite([entry["score"], *entry["box"]]).all()]
         # Features need what a metric's object has not.
-        scored = [_Scored(**{name: entry[name] for name in _Scored.__annotations__}) for entry in prediction["objects"]]
+        scored = [_Scored(**{name: entry[name] for name in _Scored.__annotations__}) for entry in entries]
         truth = [(names[true.category_id], true.box) for true in image.objects if not true.iscrowd]
-        objects = [FoundObject.from_dict(entry) for entry in prediction["objects"]]
+        objects = [FoundObject.from_dict(entry) for entry in entries]
         answered.append(Answered(objects, features_of(scored), quality_of(scored, truth), image))
     return answered
 

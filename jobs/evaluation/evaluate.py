@@ -1,20 +1,26 @@
 """``padt evaluate``: measure a model on a prepared set.
 
 REC and RES are counted by sentence, detection and captions by image, each exactly once whatever the number of workers.
+Answers are kept as they come: an evaluation that was ended early goes on with the windows that are missing.
 """
 
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.model_reference import find_model, fingerprint
+from jobs.common.model_reference import ResolvedModel, find_model, fingerprint
 from jobs.common.progress_bar import counting
-from jobs.evaluation.answers import ModelAnswerer, answer_here, answer_on_ray, collect
-from jobs.evaluation.report import publish_report, score_records
+from jobs.evaluation.answerer import ModelAnswerer
+from jobs.evaluation.answers import answer_here, answer_on_ray, checked, windows
+from jobs.evaluation.checks import check_heads, check_scorers, wanted_masks
+from jobs.evaluation.report import publish_report
 from jobs.evaluation.samples import EvalSet, open_eval_set, policy_mismatch
+from jobs.evaluation.scoring import SetScores, read_synonyms, remarks, score_records
+from jobs.evaluation.store import AnswerStore, EvaluationPlan, normalised
+from jobs.evaluation.tracking import check_tracking, track
 from padt.errors import UserError
 from pipelines.io.storage import Folder
 
@@ -29,12 +35,13 @@ class EvaluationResult:
     """What an evaluation found.
 
     Attributes:
-        metrics: by name ``eval/<set>/<metric>``.
+        metrics: by name ``eval/<set>/<metric>``; of a split ``eval/<set>/<split>/<metric>``.
         counts: sentences, images, captions, errors and the like that the metrics stand on.
         warnings: what a reader of the scores should know.
         seconds: from the first question to the last answer, loading of the model included.
-        samples: questions asked.
-        out_dir: folder with ``metrics.json``, ``predictions.jsonl`` and the rest; None if nothing was written.
+        samples: questions of the set.
+        out_dir: folder with ``metrics.json``, ``predictions.parquet`` and the rest; None if nothing was written.
+        splits: metrics of sentences by ``source/split``.
     """
 
     metrics: dict[str, float]
@@ -43,6 +50,22 @@ class EvaluationResult:
     seconds: float
     samples: int
     out_dir: str | None
+    splits: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to a set.
+
+    Attributes:
+        records: one a sample, sorted by id, as ``jobs.evaluation.store`` reads them.
+        seconds: that answering took now, loading included.
+        boxes: that were answered now, and not in an earlier attempt.
+    """
+
+    records: list[dict[str, Any]]
+    seconds: float
+    boxes: int
 
 
 def run_evaluate(
@@ -55,11 +78,17 @@ def run_evaluate(
     *,
     settings: "GenerationSettings | None" = None,
     max_new_tokens: int | None = None,
+    masks: bool | None = None,
     workers: int = 0,
+    threads: int = 1,
+    names_per_prompt: int | None = None,
+    synonyms: str | os.PathLike | None = None,
     set_name: str | None = None,
     released: bool = False,
     pictures: int = 12,
     load_options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    mlflow: bool = False,
     progress: bool = True,
 ) -> EvaluationResult:
     """Ask a model every question of a prepared set, and score the answers.
@@ -69,130 +98,188 @@ def run_evaluate(
         data_url: prepared set, any fsspec URL.
         tasks: ``refer``, ``detect``, ``caption``; None = all that the set has truth for.
         limit: only the first so many images, in the order of their keys.
-        batch_size: questions asked together.
-        out_dir: folder for the results, any fsspec URL (an earlier evaluation there is replaced); None = write nothing.
-        settings: how to generate; default: greedy, with masks.
+        batch_size: questions answered at a time.
+        out_dir: folder for the results, any fsspec URL; None = write nothing. Where an evaluation of the same plan was
+            begun, only what is missing is answered.
+        settings: how to generate; default: greedy.
         max_new_tokens: longest answer, in place of the settings' (an untrained model talks up to the limit).
+        masks: make and score masks; None = where the set has masks and the settings make them.
         workers: Ray actors that answer; 0 or 1 = this process, without Ray.
+        threads: of each process that answers on a CPU; another number gives answers that differ in the last digits.
+        names_per_prompt: classes in one detection prompt, whose answers are merged; None = all.
+        synonyms: YAML file of other names of categories that answers may use.
         set_name: middle part of the metrics' names; default: the manifest's name.
         released: also score by the released scorers' protocols (metrics ``released_*``).
         pictures: samples on the contact sheet.
-        load_options: further arguments of ``padt.load_model``, such as ``device``.
+        load_options: further arguments of ``padt.load_model``, such as ``device`` and ``dtype``.
+        overwrite: throw away what lies in ``out_dir`` from an earlier evaluation.
+        mlflow: also enter the scores in MLflow, as a run of their own.
         progress: show a progress bar (a line now and then where the output is no terminal).
 
     Raises:
-        UserError: model, set, task or output folder cannot be used; the message names which and the fix.
+        UserError: model, set, task or output folder cannot be used, a package is missing, or the folder holds answers
+            of another plan; the message names which and the fix, before the first answer.
     """
-    if batch_size < 1 or workers < 0:
-        raise UserError(f"batch_size {batch_size} and workers {workers} cannot be: give at least 1 and 0.")
-    if out_dir is not None:
-        Folder(str(out_dir)).check_target()
+    if batch_size < 1 or workers < 0 or threads < 1:
+        raise UserError(
+            f"batch_size {batch_size}, workers {workers} and threads {threads} cannot be: give at least 1, 0 and 1."
+        )
+    if names_per_prompt is not None and names_per_prompt < 1:
+        raise UserError(f"names_per_prompt {names_per_prompt} cannot be: give 1 or more, or leave it out.")
+    out = str(out_dir) if out_dir is not None else None
+    if out is not None:
+        Folder(out).check_target()
     data = open_eval_set(str(data_url), tasks, limit)
     found = find_model(model)
-    answerer, mismatch = _model(str(found.path), data, settings, max_new_tokens, dict(load_options or {}))
-    warnings = [mismatch] if mismatch else []
-    for line in warnings:
-        logger.warning("%s", line)
-    started = time.monotonic()
-    records = answer(data, answerer, batch_size, workers, progress)
-    seconds = time.monotonic() - started
-    scores, results = score_records(data, records, answerer.settings.masks, released)
-    name = set_name or data.manifest.name
-    metrics = {f"eval/{name}/{metric}": value for metric, value in scores.metrics.items()}
-    warnings += _remarks(scores.counts)
-    summary = {
-        "metrics": metrics,
-        "counts": scores.counts,
-        "set": name,
+    options = dict(load_options or {})
+    chosen = _settings(data, settings, max_new_tokens, masks)
+    check_scorers(data, chosen.masks)
+    check_heads(found.path)
+    categories = [(category.id, category.name) for category in data.manifest.categories]
+    others = read_synonyms(str(synonyms), categories) if synonyms is not None else None
+    if mlflow:
+        check_tracking()
+    warnings = _mismatch(found, data)
+
+    answerer = ModelAnswerer(
+        str(found.path), data.index.class_names, chosen, options, batch_size, names_per_prompt, threads
+    )
+    about = {
+        "set": set_name or data.manifest.name,
         "data": str(data_url),
-        "data_fingerprint": _data_fingerprint(data),
+        "data_fingerprint": data.fingerprint,
+        "limit": limit,
         "model": str(model),
         "model_version": found.version,
         "model_fingerprint": fingerprint(found.path),
         "tasks": sorted({sample.task for sample in data.samples}),
-        "settings": asdict(answerer.settings),
-        "batch_size": batch_size,
-        "samples": len(records),
-        "seconds": round(seconds, 2),
-        "warnings": warnings,
+        "settings": asdict(chosen),
+        "dtype": str(options.get("dtype") or "default").removeprefix("torch."),
+        "names_per_prompt": names_per_prompt,
     }
-    if out_dir is not None:
-        publish_report(str(out_dir), data, records, results, summary, pictures)
+    store = AnswerStore(out) if out is not None else None
+    known = store.begin(_plan(about, data, threads), about, windows(data.samples), overwrite) if store else {}
+    answered = answer(data, answerer, workers, progress, store, known)
+    try:
+        scores = score_records(data, answered.records, chosen.masks, released, others)
+        if answered.boxes and data.of_task("detect"):
+            scores.metrics["boxes_per_second"] = answered.boxes / answered.seconds
+        summary = summarise(about, scores, warnings)
+        summary |= {"batch_size": batch_size, "samples": len(data.samples), "seconds": round(answered.seconds, 2)}
+        if out is not None:
+            publish_report(out, data, answered.records, scores.results, summary, pictures)
+    except Exception as error:
+        if out is None:
+            raise
+        hint = f"All answers are in {out}: score them again with `padt score {out} --data {data_url}`."
+        if isinstance(error, UserError):
+            raise UserError(f"{error} {hint}") from error
+        logger.error("Scoring failed. %s", hint)
+        raise
+    if mlflow:
+        track(summary, out)
     return EvaluationResult(
-        metrics=metrics,
+        metrics=summary["metrics"],
         counts=scores.counts,
-        warnings=tuple(warnings),
-        seconds=seconds,
-        samples=len(records),
-        out_dir=str(out_dir) if out_dir is not None else None,
+        warnings=tuple(summary["warnings"]),
+        seconds=answered.seconds,
+        samples=len(data.samples),
+        out_dir=out,
+        splits=scores.splits,
     )
 
 
-def answer(data: EvalSet, model: Any, batch_size: int, workers: int, progress: bool) -> list[dict[str, Any]]:
-    """All answers, sorted by sample id.
+def answer(
+    data: EvalSet,
+    model: Any,
+    workers: int = 0,
+    progress: bool = True,
+    store: AnswerStore | None = None,
+    known: Mapping[int, list[dict[str, Any]]] | None = None,
+) -> Answered:
+    """All answers; each window is kept as soon as it is answered.
 
     Args:
         data: the set.
         model: a ``ModelAnswerer``, or anything picklable whose ``load`` gives an ``Answerer``.
-        batch_size: questions asked together.
         workers: Ray actors; 0 or 1 = this process.
         progress: show a progress bar.
+        store: where answers are kept; None = in memory only.
+        known: answers that are there already, by number of their window.
     """
-    if workers > 1:
-        answered = answer_on_ray(data.samples, data.index.url, model, batch_size, workers)
-    else:
-        answered = answer_here(data.samples, data.index, model, batch_size)
-    records: list[dict[str, Any]] = []
+    known = known or {}
+    records = [record for part in known.values() for record in part]
+    todo = {number: window for number, window in enumerate(windows(data.samples)) if number not in known}
+    started, boxes = time.monotonic(), 0
+    if known:
+        logger.info("%s of %s samples are answered already", f"{len(records):,}", f"{len(data.samples):,}")
     with counting(f"evaluate {data.manifest.name}", len(data.samples), "samples", progress) as advance:
-        for part in collect(data.samples, answered):
+        advance(len(records))
+        if todo and workers > 1:
+            answered = answer_on_ray(todo, data.index.url, model, workers)
+        else:
+            answered = answer_here(todo, data.index, model) if todo else iter(())
+        for number, part in checked(todo, answered):
+            if store is not None:
+                store.add(number, part)
             records += part
+            boxes += sum(len(record["prediction"]["objects"]) for record in part if record["prediction"])
             advance(len(part))
-    return sorted(records, key=lambda record: record["id"])
+    records = normalised(records)
+    if store is not None and (todo or not store.whole):
+        store.finish(records)
+    return Answered(records, time.monotonic() - started, boxes)
 
 
-def _model(
-    path: str,
-    data: EvalSet,
-    settings: "GenerationSettings | None",
-    max_new_tokens: int | None,
-    load_options: dict[str, Any],
-) -> tuple[ModelAnswerer, str | None]:
-    from padt.data.processor import load_processor
+def summarise(about: Mapping[str, Any], scores: SetScores, warnings: Sequence[str]) -> dict[str, Any]:
+    """Content of ``metrics.json``.
+
+    Args:
+        about: what was evaluated; ``set`` names the metrics.
+        scores: what was found.
+        warnings: further remarks, before those on the counts.
+    """
+    return {
+        "metrics": {f"eval/{about['set']}/{name}": value for name, value in scores.metrics.items()},
+        "counts": scores.counts,
+        "splits": scores.splits,
+        **about,
+        "warnings": [*warnings, *remarks(scores.counts)],
+    }
+
+
+def _settings(
+    data: EvalSet, settings: "GenerationSettings | None", max_new_tokens: int | None, masks: bool | None
+) -> "GenerationSettings":
     from padt.inference.requests import GenerationSettings
 
-    mismatch = policy_mismatch(load_processor(path).policy, data.manifest)
     chosen = settings or GenerationSettings()
     if max_new_tokens is not None:
         chosen = replace(chosen, max_new_tokens=max_new_tokens)
-    return ModelAnswerer(path, data.index.class_names, chosen, load_options), mismatch
+    if masks is None and not chosen.masks:
+        masks = False
+    return replace(chosen, masks=wanted_masks(data, masks))
 
 
-def _data_fingerprint(data: EvalSet) -> str:
-    """The set's fingerprint; a part of it is other data than the whole."""
-    part = "" if len(data.truth) == len(data.index) else f"[:{len(data.truth)}]"
-    return data.manifest.fingerprint + part
+def _mismatch(found: ResolvedModel, data: EvalSet) -> list[str]:
+    from padt.data.processor import load_processor
+
+    mismatch = policy_mismatch(load_processor(found.path).policy, data.manifest)
+    if mismatch is None:
+        return []
+    logger.warning("%s", mismatch)
+    return [mismatch]
 
 
-def _remarks(counts: Mapping[str, int]) -> list[str]:
-    remarks = []
-    if counts.get("errors"):
-        remarks.append(f"{counts['errors']} samples had an unreadable image and count as unanswered.")
-    if counts.get("unknown_labels"):
-        remarks.append(f"{counts['unknown_labels']} detections bear a label that is no category; they were left out.")
-    if counts.get("detections_beyond_100"):
-        remarks.append(
-            f"{counts['detections_beyond_100']} detections beyond the 100 best of a class in an image do not count."
-        )
-    if counts.get("images_without_masks"):
-        remarks.append(
-            f"{counts['images_without_masks']} images have an object without a mask and stay out of the mask AP."
-        )
-    if counts.get("answers_truncated"):
-        remarks.append(f"{counts['answers_truncated']} answers ended at max_new_tokens, unfinished: give more.")
-    if counts.get("answers_with_warnings"):
-        remarks.append(f"{counts['answers_with_warnings']} answers were malformed in part; their warnings say how.")
-    if counts.get("objects_not_finite"):
-        remarks.append(
-            f"{counts['objects_not_finite']} objects are not finite (inf or NaN) and were left out: use float32."
-        )
-    return remarks
+def _plan(about: Mapping[str, Any], data: EvalSet, threads: int) -> EvaluationPlan:
+    return EvaluationPlan(
+        data=about["data_fingerprint"],
+        model=about["model_fingerprint"],
+        tasks=tuple(about["tasks"]),
+        settings=about["settings"],
+        names_per_prompt=about["names_per_prompt"],
+        dtype=about["dtype"],
+        threads=threads,
+        samples=len(data.samples),
+        windows=len(windows(data.samples)),
+    )

@@ -68,6 +68,12 @@ class EvalSet:
         """Whether any object of the rows has a mask."""
         return any(entry["rle"] is not None for row in self.truth.values() for entry in row["objects"])
 
+    @property
+    def fingerprint(self) -> str:
+        """The set's fingerprint; a part of it is other data than the whole."""
+        part = "" if len(self.truth) == len(self.index) else f"[:{len(self.truth)}]"
+        return self.manifest.fingerprint + part
+
     @cached_property
     def image_numbers(self) -> dict[int, int]:
         """COCO image number by row: the source's own where all are whole numbers and differ, else counted from 1."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.common.mlflow_run import TrackedRun, start_run, tracking_uri
-from jobs.evaluation.report import REPORT_FILES
+from jobs.evaluation.store import REPORT_FILES
 from pipelines.io.storage import Folder
 
 MEMORY = "recipe.json"

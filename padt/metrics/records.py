@@ -31,7 +31,7 @@ class ObjectLike(Protocol):
 
 @dataclass(frozen=True)
 class FoundObject:
-    """A predicted object read back from ``predictions.jsonl`` (or made by another model).
+    """A predicted object read back from ``predictions.parquet`` (or made by another model).
 
     Attributes:
         label: class name or sentence, as the answer words it.

@@ -9,6 +9,12 @@ Rules, where an answer holds several objects for one sentence:
   IoU 1 or 0 in gIoU, and the pixels of a wrong mask enlarge the union of cIoU, as in gRefCOCO's own scorer.
 - A missing answer is an answer without objects.
 
+- VLM-R1's rule, for comparison with its tables (``vlm_r1_accuracy``): of an answer to a sentence with one target the
+  first object in the order of writing counts; right is an IoU above 0.5, not at it, with an intersection wider and
+  higher than one pixel.
+- Presence is the question whether a sentence has a target at all; an answer with an object says yes. Its Matthews
+  correlation is 0 where one side always says the same.
+
 cIoU = sum of intersections / sum of unions over the set; gIoU = mean IoU over sentences. The released PaDT prints gIoU
 under the name cIoU.
 """
@@ -22,8 +28,18 @@ from padt.metrics.overlap import RLE, Box, box_iou, mask_overlap, match_greedily
 from padt.metrics.records import ObjectLike, Scores, check_ids
 from padt.metrics.table import RELEASED
 
-BOX_THRESHOLDS = (0.5, 0.75, 0.9)
+BOX_THRESHOLDS = (0.5, 0.7, 0.75, 0.9)
 MASK_THRESHOLDS = (0.5, 0.7, 0.9)
+REFCOCO_SPLITS = tuple(
+    f"{source}/{split}"
+    for source, splits in (
+        ("refcoco", ("val", "testA", "testB")),
+        ("refcoco+", ("val", "testA", "testB")),
+        ("refcocog", ("val", "test")),
+    )
+    for split in splits
+)
+"""The eight splits whose mean papers report."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,7 @@ class SentenceGrade:
         intersection: pixels shared by the predicted and target areas; None where masks are not compared.
         union: pixels in either area; None likewise.
         answered: the answer has at least one object.
+        vlm_r1: right by VLM-R1's rule; None unless there is exactly one target.
     """
 
     hits: tuple[bool, ...]
@@ -62,6 +79,7 @@ class SentenceGrade:
     intersection: int | None
     union: int | None
     answered: bool
+    vlm_r1: bool | None = None
 
     @property
     def mask_iou(self) -> float | None:
@@ -81,7 +99,9 @@ def grade_sentence(target: ReferTarget, objects: Sequence[ObjectLike], masks: bo
     """
     hits: tuple[bool, ...] = ()
     iou: float | None = None
+    vlm_r1: bool | None = None
     if len(target.boxes) == 1:
+        vlm_r1 = bool(objects) and _right_for_vlm_r1(objects[0].box, target.boxes[0])
         iou = float(box_iou([best_object(objects).box], target.boxes)[0, 0]) if objects else 0.0
         hits = tuple(iou >= threshold for threshold in BOX_THRESHOLDS)
     elif target.boxes:
@@ -92,11 +112,16 @@ def grade_sentence(target: ReferTarget, objects: Sequence[ObjectLike], masks: bo
     if masks and target.masks is not None:
         predicted = [found.mask for found in objects if found.mask is not None]
         intersection, union = mask_overlap(predicted, target.masks)
-    grade = SentenceGrade(hits, iou, intersection, union, answered=bool(objects))
+    grade = SentenceGrade(hits, iou, intersection, union, bool(objects), vlm_r1)
     if not target.boxes and objects and union == 0:
         # An object with an empty mask is still a wrong answer to a sentence that refers to nothing.
         return SentenceGrade(hits, iou, 0, 1, answered=True)
     return grade
+
+
+def _right_for_vlm_r1(box: Box, target: Box) -> bool:
+    sides = [min(box[k + 2], target[k + 2]) - max(box[k], target[k]) for k in (0, 1)]
+    return min(sides) > 1 and float(box_iou([box], [target])[0, 0]) > 0.5
 
 
 def best_object(objects: Sequence[ObjectLike]) -> ObjectLike:
@@ -115,8 +140,9 @@ def score_refer(
         masks: compare masks too; False for predictions made without masks.
 
     Returns:
-        ``precision_at_{0.5,0.75,0.9}`` and ``box_mIoU`` (REC); ``cIoU``, ``gIoU``, ``mask_precision_at_{0.5,0.7,0.9}``
-        (RES, over sentences with target masks); ``N_acc`` and ``T_acc`` where some sentences have no target.
+        ``precision_at_{0.5,0.7,0.75,0.9}``, ``vlm_r1_accuracy`` and ``box_mIoU`` (REC); ``cIoU``, ``gIoU``,
+        ``mask_precision_at_{0.5,0.7,0.9}`` (RES, over sentences with target masks); ``N_acc``, ``T_acc`` and
+        ``presence_MCC`` where some sentences have no target.
 
     Raises:
         ValueError: sample ids are not unique, or an answer belongs to no sentence.
@@ -137,6 +163,7 @@ def summarise_grades(grades: Iterable[SentenceGrade]) -> Scores:
             metrics[f"precision_at_{threshold}"] = _mean(grade.hits[position] for grade in aimed)
         single = [grade.box_iou for grade in aimed if grade.box_iou is not None]
         if single:
+            metrics["vlm_r1_accuracy"] = _mean(grade.vlm_r1 for grade in aimed if grade.vlm_r1 is not None)
             metrics["box_mIoU"] = _mean(single)
     if masked:
         union = sum(grade.union or 0 for grade in masked)
@@ -150,6 +177,7 @@ def summarise_grades(grades: Iterable[SentenceGrade]) -> Scores:
         metrics["N_acc"] = _mean(not grade.answered for grade in empty)
         if aimed:
             metrics["T_acc"] = _mean(grade.answered for grade in aimed)
+            metrics["presence_MCC"] = _matthews(aimed, empty)
     counts = {
         "sentences": len(grades),
         "sentences_without_target": len(empty),
@@ -192,6 +220,29 @@ def score_refer_released(
     if ious:
         metrics[f"{RELEASED}mask_mIoU"] = _mean(ious)
     return Scores(metrics, {"released_pairs": len(by_pair)})
+
+
+def mean_of_splits(splits: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the eight splits of RefCOCO, RefCOCO+ and RefCOCOg.
+
+    Args:
+        splits: metrics by ``source/split``; other splits are passed over.
+
+    Returns:
+        Metrics that all eight have; nothing where a split lacks.
+    """
+    if any(split not in splits for split in REFCOCO_SPLITS):
+        return {}
+    first, *others = (splits[split] for split in REFCOCO_SPLITS)
+    shared = [name for name in first if all(name in other for other in others)]
+    return {name: _mean(splits[split][name] for split in REFCOCO_SPLITS) for name in shared}
+
+
+def _matthews(aimed: Sequence[SentenceGrade], empty: Sequence[SentenceGrade]) -> float:
+    right, missed = sum(grade.answered for grade in aimed), sum(not grade.answered for grade in aimed)
+    wrong, refused = sum(grade.answered for grade in empty), sum(not grade.answered for grade in empty)
+    product = float(right + wrong) * (right + missed) * (refused + wrong) * (refused + missed)
+    return (right * refused - wrong * missed) / product**0.5 if product else 0.0
 
 
 def _mean(values: Iterable[float | bool | None]) -> float:

@@ -65,6 +65,7 @@ METRICS = (
     Metric("precision_at_0.5", "REC Acc@0.5", watched=True, headline=True),
     Metric("precision_at_0.75", "REC Acc@0.75", headline=True),
     Metric("precision_at_{}", "REC Acc@{}"),
+    Metric("vlm_r1_accuracy", "REC accuracy by VLM-R1's rule"),
     Metric("box_mIoU", "REC mean box IoU"),
     Metric("gIoU", "RES gIoU", watched=True, headline=True),
     Metric("cIoU", "RES cIoU", headline=True),
@@ -72,6 +73,7 @@ METRICS = (
     Metric("mask_mIoU", "RES mean IoU, as the released scorer counts"),
     Metric("N_acc", "sentences without target, refused"),
     Metric("T_acc", "sentences with a target, answered"),
+    Metric("presence_MCC", "is there a target: Matthews correlation"),
     *(
         Metric(
             f"{kind}_{name}",
@@ -82,6 +84,9 @@ METRICS = (
         for kind in ("bbox", "segm")
         for name in COCO_SUMMARY
     ),
+    Metric("bbox_F1", "detection F1, means over IoU .5 to .95"),
+    Metric("bbox_F1_{}", "detection F1 at IoU .{}"),
+    Metric("boxes_per_second", "boxes a second, on the machine that answered", digits=1),
     Metric("calibration_error", "expected calibration error of scores", better="lower"),
     Metric("caption_grounded", "captions grounded", watched=True, headline=True),
     Metric("caption_GP", "captions: groups that fit an object (GP)"),

@@ -61,7 +61,7 @@ def test_a_model_is_fetched_anew_when_it_changes_and_refused_while_it_is_unfinis
 def test_evaluate_calibrate_and_register_there(place, object_store, monkeypatch):
     model, scores = f"{place}/tiny", f"{place}/scores"
     result = run_evaluate(model, f"{place}/set", limit=2, out_dir=scores, max_new_tokens=8, progress=False)
-    assert {"metrics.json", "predictions.jsonl"} <= set(Folder(scores).names())
+    assert {"metrics.json", "predictions.parquet"} <= set(Folder(scores).names())
     version = run_register(model, evaluations=[scores], alias="candidate")
     assert version.source == model and version.aliases == ("candidate",)
     # The same model again is the same version.

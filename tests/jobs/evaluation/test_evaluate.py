@@ -3,12 +3,13 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from jobs.evaluation.answers import batches, collect, windows
+from jobs.evaluation.answers import checked, windows
 from jobs.evaluation.evaluate import answer, run_evaluate
-from jobs.evaluation.report import score_records
 from jobs.evaluation.samples import open_eval_set, policy_mismatch
+from jobs.evaluation.scoring import score_records
 from padt.data.image import ResizePolicy
 from padt.errors import UserError
 from padt.metrics.detect import score_detect
@@ -35,9 +36,9 @@ def tiny(tmp_path_factory) -> str:
 
 def test_perfect_answers_score_one_and_counts_are_those_of_the_set(mini):
     data = open_eval_set(mini)
-    records = answer(data, Oracle(mini), batch_size=4, workers=0, progress=False)
+    records = answer(data, Oracle(mini), progress=False).records
     assert [record["id"] for record in records] == sorted(sample.id for sample in data.samples)
-    scores, results = score_records(data, records, masks=True, released=True)
+    scores = score_records(data, records, masks=True, released=True)
     for name in (
         "precision_at_0.9",
         "cIoU",
@@ -54,17 +55,17 @@ def test_perfect_answers_score_one_and_counts_are_those_of_the_set(mini):
     sentences = sum(len(row["references"]) for row in data.truth.values())
     objects = sum(len(row["objects"]) for row in data.truth.values())
     assert (scores.counts["sentences"], scores.counts["images"], scores.counts["captions"]) == (sentences, 11, 11)
-    assert (scores.counts["objects"], scores.counts["errors"], len(results)) == (objects, 0, objects)
-    assert {entry["image_id"] for entry in results} == set(range(11))
+    assert (scores.counts["objects"], scores.counts["errors"], len(scores.results)) == (objects, 0, objects)
+    assert {entry["image_id"] for entry in scores.results} == set(range(11))
 
 
 def test_several_workers_answer_every_sample_exactly_once_though_one_dies(ray_cluster, tmp_path):
     several = write_mini_set(tmp_path / "set", scenes=37)
     data = open_eval_set(several)
     assert len(windows(data.samples)) == 3
-    alone = answer(data, Oracle(several), batch_size=4, workers=1, progress=False)
+    alone = answer(data, Oracle(several), workers=1, progress=False).records
     mortal = Oracle(several, die_once=str(tmp_path / "died"))
-    assert answer(data, mortal, batch_size=4, workers=3, progress=False) == alone
+    assert answer(data, mortal, workers=3, progress=False).records == alone
     assert (tmp_path / "died").exists()
 
 
@@ -86,26 +87,25 @@ def test_ap_on_a_prepared_set_is_that_of_the_published_file(samples, tmp_path):
     assert score_detect(prepared, own, categories)[0].metrics == pytest.approx(expected.metrics, abs=1e-9)
 
 
-def test_windows_and_batches_lose_nothing_and_keep_rows_and_tasks_together(mini):
+def test_windows_lose_nothing_and_keep_rows_together(mini):
     data = open_eval_set(mini)
     cut = windows(data.samples)
     assert sorted(sample.id for window in cut for sample in window) == sorted(sample.id for sample in data.samples)
     rows = [{sample.row for sample in window} for window in cut]
     assert sum(len(numbers) for numbers in rows) == 11
-    for window in cut:
-        made = list(batches(window, 3))
-        assert sorted(sample.id for batch in made for sample in batch) == sorted(sample.id for sample in window)
-        assert all(len(batch) <= 3 and len({sample.task for sample in batch}) == 1 for batch in made)
 
 
 def test_lost_and_doubled_answers_are_noticed(mini):
-    samples = open_eval_set(mini).samples
-    records = [{"id": sample.id} for sample in samples]
-    assert list(collect(samples, [records])) == [records]
-    with pytest.raises(RuntimeError, match="1 samples were not answered"):
-        list(collect(samples, [records[1:]]))
+    todo = dict(enumerate(windows(open_eval_set(mini).samples)))
+    records = [{"id": sample.id} for sample in todo[0]]
+    assert list(checked(todo, [(0, records)])) == [(0, records)]
+    for wrong in (records[1:], [*records, records[0]], [*records[1:], {"id": "other"}]):
+        with pytest.raises(RuntimeError, match="answered twice, not at all"):
+            list(checked(todo, [(0, wrong)]))
     with pytest.raises(RuntimeError, match="answered twice"):
-        list(collect(samples, [records, records[:1]]))
+        list(checked(todo, [(0, records), (0, records)]))
+    with pytest.raises(RuntimeError, match="1 windows were not answered"):
+        list(checked(todo, []))
 
 
 def test_limit_takes_the_first_keys_and_tasks_are_chosen(mini):
@@ -121,8 +121,8 @@ def test_an_unreadable_picture_counts_as_unanswered_and_stops_nothing(tmp_path):
     rows = [scene_row(number) for number in range(3)]
     rows[1]["image"]["bytes"] = b"no picture"
     data = open_eval_set(write_set(tmp_path / "set", rows))
-    records = answer(data, Oracle(data.index.url), batch_size=4, workers=0, progress=False)
-    scores, _ = score_records(data, records, masks=True, released=False)
+    records = answer(data, Oracle(data.index.url), progress=False).records
+    scores = score_records(data, records, masks=True)
     assert scores.counts["errors"] == len(rows[1]["references"]) + 2
     assert scores.counts["images"] == 3
     share = 1 - len(rows[1]["references"]) / scores.counts["sentences"]
@@ -134,7 +134,7 @@ def test_a_missing_linked_picture_costs_itself_only(tmp_path, monkeypatch):
     rows = [scene_row(number) for number in range(3)]
     rows[1]["image"] = {"bytes": None, "path": str(tmp_path / "gone.png")}
     data = open_eval_set(write_set(tmp_path / "set", rows))
-    records = answer(data, Oracle(data.index.url), batch_size=4, workers=0, progress=False)
+    records = answer(data, Oracle(data.index.url), progress=False).records
     failed = [record for record in records if "error" in record]
     assert {record["key"] for record in failed} == {rows[1]["key"]}
     assert all("linked image" in record["error"] for record in failed)
@@ -142,17 +142,17 @@ def test_a_missing_linked_picture_costs_itself_only(tmp_path, monkeypatch):
 
 def test_what_is_wrong_with_answers_is_counted_and_no_nan_ends_the_scoring(mini):
     data = open_eval_set(mini)
-    records = answer(data, Oracle(mini), batch_size=4, workers=0, progress=False)
+    records = answer(data, Oracle(mini), progress=False).records
     answered = [record["prediction"] for record in records if record["task"] == "detect"]
     answered[0]["truncated"] = answered[1]["truncated"] = True
     answered[2]["warnings"] = ["VRT 7 at token 3 is beyond the sample's 4 patches"]
     answered[3]["objects"][0]["score"] = float("nan")
     answered[4]["objects"][0]["box"] = (0.0, 0.0, float("inf"), 1.0)
-    scores, results = score_records(data, records, masks=True, released=True)
+    scores = score_records(data, records, masks=True, released=True)
     assert scores.counts["answers_truncated"] == 2
     assert scores.counts["answers_with_warnings"] == 1
     assert scores.counts["objects_not_finite"] == 2
-    assert len(results) == scores.counts["objects"] - 2
+    assert len(scores.results) == scores.counts["objects"] - 2
     assert all(np.isfinite(value) for value in scores.metrics.values())
 
 
@@ -160,19 +160,24 @@ def test_real_model_leaves_a_whole_report(mini, tiny, tmp_path):
     out = tmp_path / "evaluation"
     options = {"limit": 2, "batch_size": 4, "max_new_tokens": 6, "progress": False, "pictures": 3}
     result = run_evaluate(tiny, mini, out_dir=out, **options)
-    files = ["coco_results.json", "metrics.json", "predictions.jsonl", "predictions.png"]
+    files = ["coco_results.json", "metrics.json", "plan.json", "predictions.parquet", "predictions.png"]
     assert sorted(file.name for file in out.iterdir()) == files
     summary = json.loads((out / "metrics.json").read_text())
     assert summary["metrics"] == result.metrics
     assert {"eval/mini/precision_at_0.5", "eval/mini/gIoU", "eval/mini/bbox_AP50"} <= set(result.metrics)
     assert summary["settings"]["max_new_tokens"] == 6
     assert (summary["set"], summary["samples"]) == ("mini", result.samples)
-    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    assert [line["id"] for line in lines] == sorted({line["id"] for line in lines})
-    assert len(lines) == result.samples
-    # Another evaluation takes its place; what else lies there stays.
+    # Six tokens are no whole answer, and whoever reads the scores is told.
+    assert summary["counts"]["answers_truncated"] > 0
+    assert any("ended at max_new_tokens" in warning for warning in summary["warnings"])
+    rows = pq.read_table(out / "predictions.parquet").to_pylist()
+    assert [row["id"] for row in rows] == sorted({row["id"] for row in rows})
+    assert len(rows) == result.samples
+    # Another evaluation takes its place when told to; what else lies there stays.
     (out / "notes.txt").write_text("mine")
-    run_evaluate(tiny, mini, tasks=["refer"], out_dir=out, set_name="again", **options)
+    with pytest.raises(UserError, match="tasks: .* --overwrite"):
+        run_evaluate(tiny, mini, tasks=["refer"], out_dir=out, set_name="again", **options)
+    run_evaluate(tiny, mini, tasks=["refer"], out_dir=out, set_name="again", overwrite=True, **options)
     assert sorted(file.name for file in out.iterdir()) == sorted(["notes.txt", *set(files) - {"coco_results.json"}])
     assert all(name.startswith("eval/again/") for name in json.loads((out / "metrics.json").read_text())["metrics"])
 
@@ -190,8 +195,8 @@ def test_sets_without_truth_for_a_task(tmp_path):
     plain = write_mini_set(tmp_path / "plain", scenes=2, texts=False, masks=False)
     data = open_eval_set(plain)
     assert {sample.task for sample in data.samples} == {"detect"}
-    records = answer(data, Oracle(plain), batch_size=2, workers=0, progress=False)
-    metrics = score_records(data, records, masks=True, released=False)[0].metrics
+    records = answer(data, Oracle(plain), progress=False).records
+    metrics = score_records(data, records, masks=True).metrics
     assert metrics["bbox_AP"] == pytest.approx(1.0)
     assert "segm_AP" not in metrics
     with pytest.raises(UserError, match="no row has sentences.*truth for detect"):
