@@ -139,9 +139,8 @@ def explain(
     nearest = None
     if not groups and questions.table is not None and parser.ids:
         nearest = _likeliest_step(model, questions, trace.states[0, : len(parser.ids)])
-    return Explanation(
-        prediction_of(model, parser, objects, questions.frames[0]), tuple(questions.pictures[0]), steps, nearest
-    )
+    prediction = prediction_of(model, parser, objects, questions.frames[0], trace.normalizers[0])
+    return Explanation(prediction, tuple(questions.pictures[0]), steps, nearest)
 
 
 def _steps_of_group(model, questions: Questions, group: AnswerGroup, states: Tensor) -> tuple[VRTStep, ...]:

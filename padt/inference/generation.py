@@ -113,6 +113,11 @@ class TokenChooser:
     processors: LogitsProcessorList
     generator: torch.Generator | None
 
+    @property
+    def takes_the_best(self) -> bool:
+        """Whether the token of the largest logit is chosen, whatever was written before."""
+        return self.generator is None and not self.processors
+
     def choose(self, answer: Sequence[int], logits: Tensor) -> Tensor:
         """The next token's id, a tensor of no dimension, so that nothing waits for the device.
 
@@ -126,4 +131,6 @@ class TokenChooser:
             scores = self.processors(ids, scores)
         if self.generator is None:
             return scores[0].argmax()
-        return torch.multinomial(scores.softmax(-1), 1, generator=self.generator)[0, 0]
+        # What is not finite would end the whole process on a GPU; the engine ends the answer alone.
+        chances = scores.softmax(-1).nan_to_num(nan=1.0)
+        return torch.multinomial(chances, 1, generator=self.generator)[0, 0]

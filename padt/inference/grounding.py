@@ -220,6 +220,7 @@ def prediction_of(
     parser: AnswerParser,
     objects: Sequence[PredictedObject],
     frames: tuple[Frame, ...],
+    normalizers: Tensor | None = None,
 ) -> Prediction:
     """The answer that a parser has read.
 
@@ -228,17 +229,24 @@ def prediction_of(
         parser: its reader.
         objects: of the answer's groups; those that are not finite are left out, and counted here.
         frames: of the request's pictures.
+        normalizers: of the answer's tokens (:class:`padt.model.outputs.Trace`); None = known to be finite.
     """
     parsed = parser.result()
+    warnings = list(parsed.warnings)
     lost = len(parsed.groups) - len(objects)
-    told = f"{lost} of {len(parsed.groups)} objects are not finite (inf or NaN) and were left out: use float32"
+    if lost:
+        warnings.append(
+            f"{lost} of {len(parsed.groups)} objects are not finite (inf or NaN) and were left out: use float32"
+        )
+    if normalizers is not None and not normalizers[: len(parser.ids)].isfinite().all():
+        warnings.append("the logits of words are not finite (inf or NaN), so the text means nothing: use float32")
     return Prediction(
         text=model.processor.decode_ids(parser.ids),
         objects=tuple(objects),
         images=frames,
         token_ids=tuple(parser.ids),
         truncated=parsed.truncated,
-        warnings=(*parsed.warnings, told) if lost else parsed.warnings,
+        warnings=tuple(warnings),
         not_finite=lost,
     )
 

@@ -67,7 +67,8 @@ def predict(
             objects[row].append(thing)
     if settings.calibrated:
         objects = [calibrated(model.config.score_calibration, things) for things in objects]
-    return [prediction_of(model, *parts) for parts in zip(parsers, objects, questions.frames, strict=True)]
+    parts = zip(parsers, objects, questions.frames, trace.normalizers, strict=True)
+    return [prediction_of(model, *each) for each in parts]
 
 
 @torch.inference_mode()

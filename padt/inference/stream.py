@@ -130,7 +130,7 @@ def _events(
             continue
         yield from events_of(groups, pieces.feed(token))
     yield from events_of(parser.finish(), pieces.flush())
-    yield Finished(prediction_of(model, parser, objects, questions.frames[0]))
+    yield Finished(prediction_of(model, parser, objects, questions.frames[0], torch.cat(recorder.normalizers)))
 
 
 def _tokens(

@@ -191,42 +191,51 @@ class RowPasses:
 
     def _choose(self, rows: Sequence[Row], output: PaDTOutput) -> list["_Choice"]:
         """Choose the next token of each row from a pass over these rows."""
-        assert output.last_hidden_state is not None
+        assert output.logits is not None and output.last_hidden_state is not None
         # A copy: a prompt's states are not kept alive.
         states = output.last_hidden_state[:, -1].clone()
-        tokens: list[Tensor] = []
-        chosen: list[tuple[Row, Tensor, Tensor]] = []
-        for row, state, logits in zip(rows, states, self._logits(rows, output), strict=True):
-            try:
-                tokens.append(row.chooser.choose(row.parser.ids, logits))
-            except Exception as error:
-                row.fail(error)
-                continue
-            chosen.append((row, state, logits.float().logsumexp(-1)))
+        words, vrts = output.logits[:, -1].float(), self._vrt_logits(rows, states).float()
+        normalizers = torch.logaddexp(words.logsumexp(-1), vrts.logsumexp(-1))
+        best_word, best_vrt = words.max(-1), vrts.max(-1)
+        # The two tables lie side by side without being joined, which would copy the vocabulary for each row.
+        vrt_wins = best_vrt.values > best_word.values
+        tokens = list(torch.where(vrt_wins, best_vrt.indices + words.shape[1], best_word.indices).unbind())
+        for place, row in enumerate(rows):
+            if not row.chooser.takes_the_best:
+                logits = torch.cat([words[place], vrts[place, : row.prompt.patches]])
+                try:
+                    tokens[place] = row.chooser.choose(row.parser.ids, logits)
+                except Exception as error:
+                    row.fail(error)
         # The step waits for the device here, once.
-        ids = torch.stack(tokens).tolist() if tokens else []
-        return [_Choice(row, token, *trace) for token, (row, *trace) in zip(ids, chosen, strict=True)]
+        ids, finite = torch.stack([torch.stack(tokens), normalizers.isfinite().long()]).tolist()
+        chosen = []
+        for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
+            if row.error is None and not finite[place]:
+                row.fail(FloatingPointError("The model's logits are not finite (inf or NaN): load it in float32."))
+            if row.error is None:
+                chosen.append(_Choice(row, token, states[place], normalizers[place]))
+        return chosen
 
-    def _logits(self, rows: Sequence[Row], output: PaDTOutput) -> list[Tensor]:
-        """Logits over the words and each row's own VRTs, ``(V + patches of the row,)``.
+    def _vrt_logits(self, rows: Sequence[Row], states: Tensor) -> Tensor:
+        """Logits of each row's own VRTs, ``(rows, d)`` -> ``(rows, most patches + 1)``, -inf at what it has not.
 
-        One product for each picture, whatever number of rows asks about it: no table is padded to another's length,
-        and no prototypes are copied.
+        One product for each picture, whatever number of rows asks about it: no prototypes are copied.
         """
-        assert output.logits is not None and output.last_hidden_state is not None
-        states = output.last_hidden_state[:, -1]
         asking: dict[SeenPicture, list[int]] = defaultdict(list)
         for place, row in enumerate(rows):
             for picture in dict.fromkeys(row.pictures):
                 asking[picture].append(place)
-        vrts: dict[tuple[int, SeenPicture], Tensor] = {}
+        logits = states.new_full((len(rows), max(row.prompt.patches for row in rows) + 1), float("-inf"))
         for picture, places in asking.items():
             products = states[places] @ picture.prototypes.to(states.dtype).T
-            vrts.update({(place, picture): product for place, product in zip(places, products, strict=True)})
-        return [
-            torch.cat([words, *(vrts[place, picture] for picture in row.pictures)])
-            for place, (row, words) in enumerate(zip(rows, output.logits[:, -1], strict=True))
-        ]
+            for product, place in zip(products, places, strict=True):
+                start = 0
+                for own in rows[place].pictures:
+                    if own is picture:
+                        logits[place, start : start + len(product)] = product
+                    start += len(own.prototypes)
+        return logits
 
     def _take(self, choices: Sequence["_Choice"]) -> None:
         """Let rows read the tokens that were chosen."""

@@ -47,7 +47,7 @@ def test_an_answer_may_fill_its_slot_to_the_end(random_model):
 
 @pytest.mark.parametrize(
     ("name", "from_step"),
-    [("_look", 0), ("_prefill", 0), ("_logits", 0), ("_logits", 3), ("decode", 3), ("objects", 0)],
+    [("_look", 0), ("_prefill", 0), ("_vrt_logits", 0), ("_vrt_logits", 3), ("decode", 3), ("objects", 0)],
 )
 def test_an_error_ends_its_own_request_only(random_model, name, from_step, monkeypatch, caplog):
     """Whatever fails for one request, wherever: the others are answered as if nothing had been."""

@@ -101,6 +101,33 @@ def test_what_is_not_finite_is_counted_and_left_out(random_model, part, value):
         assert Prediction.from_dict(json.loads(plain)).not_finite == found.not_finite
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_end_an_answer_in_the_engine_and_are_told_elsewhere(random_model, temperature):
+    model = tiny_model()
+    engine = Engine(model, SMALL)
+    settings = GenerationSettings(max_new_tokens=24, temperature=temperature)
+    fine = engine.submit(picture(), caption_request(), GenerationSettings(max_new_tokens=3))
+    engine.run_until_idle()
+    with torch.no_grad():
+        model.vis_proj[0].weight.view(-1)[0] = math.nan
+    broken = engine.submit(picture(seed=2), caption_request(), settings)
+    text = engine.submit(None, "hello", GenerationSettings(max_new_tokens=3))
+    engine.run_until_idle()
+    # Prototypes are a picture's own: what has none goes on.
+    assert fine.end().reason == text.end().reason == "length"
+    with pytest.raises(FloatingPointError, match="float32"):
+        broken.result()
+    if not temperature:
+        for found in (
+            predict(model, picture(seed=2), caption_request(), settings)[0],
+            list(stream(model, picture(seed=2), caption_request(), settings))[-1].prediction,
+            explain(model, picture(seed=2), caption_request(), settings).prediction,
+        ):
+            assert "the text means nothing" in found.warnings[-1]
+            json.dumps(found.to_dict(), allow_nan=False)
+        json.dumps(explain(model, picture(seed=2), caption_request(), settings).to_dict(), allow_nan=False)
+
+
 def test_one_object_that_is_not_finite_costs_no_other(random_model, monkeypatch):
     """The objects beside it stay, numbered and calibrated as if it had never been written."""
     image, request = picture(), detect_request(["person"])
