@@ -219,6 +219,16 @@ def serve(
         bool, typer.Option("--allow-anyone", help="Answer other machines without keys too.")
     ] = False,
     max_rows: Annotated[int, typer.Option(min=1, help="Most answers that an engine writes at a time.")] = 16,
+    request_log: Annotated[
+        str, typer.Option(metavar="FILE", help="Add a line of JSON for each request, without words and pictures.")
+    ] = "",
+    sample_folder: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Keep questions, pictures and answers here, for `padt prepare`.")
+    ] = "",
+    sample_share: Annotated[float, typer.Option(min=0, max=1, help="Part of the questions that is kept.")] = 0.0,
+    trace_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Part of the requests of which MLflow gets a trace.")
+    ] = 0.0,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C."""
     from jobs.inference.serve import Served, run_serve
@@ -236,6 +246,10 @@ def serve(
         max_rows=max_rows,
         keys_file=keys_file,
         allow_anyone=allow_anyone,
+        request_log=request_log,
+        sample_folder=sample_folder,
+        sample_share=sample_share,
+        trace_share=trace_share,
     )
 
 

@@ -11,8 +11,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.common.mlflow_run import tracking_uri
 from jobs.inference.served_tag import served_tag
 from padt.errors import UserError
 
@@ -57,6 +59,13 @@ def serving(
     folder = str(found.path)
     if found.name is not None:
         settings = {"version": f"{found.name}/{found.version}", **settings}
+    if settings.get("trace_share"):
+        # Replicas need not have this process's environment.
+        settings = {"trace_uri": tracking_uri(), **settings}
+    for name in ("request_log", "sample_folder"):
+        if settings.get(name) and "://" not in settings[name]:
+            # Nor its working folder.
+            settings[name] = str(Path(settings[name]).resolve())
     port = _free_port(host, port)
     from serve.settings import AppArgs
 

@@ -36,14 +36,25 @@ class Recorder:
         state = scope.setdefault("state", {})
         began = time.perf_counter()
 
+        sent = False
+
         async def seen(message: Message) -> None:
+            nonlocal sent
             if message["type"] == "http.response.start":
                 record.status = message["status"]
             await send(message)
+            sent = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        async def heard() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not sent:
+                # Whoever streams an answer may end it without an error.
+                record.code = "disconnected"
+            return message
 
         try:
             with recording(record):
-                await self._app(scope, receive, seen)
+                await self._app(scope, heard, seen)
         except asyncio.CancelledError:
             record.status, record.code = CLIENT_GONE, "disconnected"
             raise

@@ -123,6 +123,26 @@ def test_a_client_that_goes_away_leaves_a_record() -> None:
     assert [(record.status, record.code) for record in remember.records] == [(499, "disconnected")]
 
 
+def test_a_stream_whose_client_goes_away_says_so() -> None:
+    remember = Remember()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        assert (await receive())["type"] == "http.disconnect"
+
+    async def send(_: Any) -> None:
+        pass
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": []}
+    asyncio.run(Recorder(app, Observers([remember]))(scope, receive, send))
+    (record,) = remember.records
+    assert (record.status, record.code) == (200, "disconnected")
+
+
 def test_health_checks_are_not_told_of() -> None:
     remember = Remember()
     served(remember).get("/healthz")
