@@ -163,8 +163,12 @@ class ServerArgs(BaseModel):
     max_bodies: int = Field(32, ge=1, description="Bodies that an ingress reads and decodes at once; more get a 503.")
     max_image_pixels: int = Field(40_000_000, ge=784, description="Largest image, in pixels before resizing.")
     max_patches: int = Field(
-        4096, ge=4, description="Most patches (28x28 pixels) of an image; the ingress scales larger ones down."
+        4096,
+        ge=4,
+        description="Most patches (28x28 pixels) of a question; the ingress scales larger pictures down, and lets "
+        "several share them.",
     )
+    max_images: int = Field(8, ge=1, le=64, description="Most pictures of one question.")
     max_prompt_bytes: int = Field(
         8192, ge=64, description="Longest prompt in UTF-8, labels included. No prompt has more tokens than bytes."
     )

@@ -1,34 +1,45 @@
-"""What goes over HTTP: requests, answers and errors of ``/v1/predict`` and ``/v1/models``."""
+"""What clients send to ``/v1/predict``: fields, their limits, and which of them belong together."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from padt.data.tasks import TASKS
 from padt.errors import UserError, look_up
+from serve.api.bodies import Body
+from serve.api.errors import RequestError
+from serve.api.strict_json import described, parse_object
+
+MOST_QUESTIONS = 32
 
 
 def _known(task: str) -> str:
     try:
-        look_up("task", task, TASKS)
+        look_up("task", task[:80], TASKS)
     except UserError as error:
         # In this form it becomes an answer about the field.
         raise ValueError(str(error)) from error
     return task
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """The text, if there is something to see in it.
+
+    Raises:
+        ValueError: it is blank.
+    """
     if not any(letter.isprintable() and not letter.isspace() for letter in text):
         raise ValueError("is blank: write at least one visible character")
     return text
 
 
 Task = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(TASKS)})]
-Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_visible)]
+Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(visible)]
+MaskFormat = Literal["rle", "polygon", "png", "none"]
 
 
 class Question(BaseModel):
-    """What is asked about the image; the fields that `application/json` and `multipart/form-data` share."""
+    """One question."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -36,8 +47,6 @@ class Question(BaseModel):
     names: list[Label] = Field(default_factory=list, description="Classes to detect.", max_length=200)
     sentence: str = Field("", description="What to find, as in 'the red car on the left'.", max_length=2000)
     prompt: str = Field("", description="A free prompt, sent to the model as it is.", max_length=8000)
-    mask: Literal["rle", "none"] = Field("rle", description="Masks as COCO run lengths, or none.")
-    max_new_tokens: int | None = Field(None, ge=1, description="Longest answer; none = the server's limit.")
 
     @model_validator(mode="after")
     def _complete(self) -> "Question":
@@ -46,7 +55,7 @@ class Question(BaseModel):
             raise ValueError(f"task '{self.task}' needs the field '{needed}'")
         if needed and isinstance(self.words, str):
             try:
-                _visible(self.words)
+                visible(self.words)
             except ValueError as error:
                 raise ValueError(f"the field '{needed}' {error}") from error
         for task in TASKS.values():
@@ -61,78 +70,106 @@ class Question(BaseModel):
         return getattr(self, needed) if needed else None
 
 
-class PredictRequest(Question):
-    """A question with its image, as JSON."""
+class Sampling(BaseModel):
+    """How an answer is generated; what ``/v1/predict`` and ``/v1/chat/completions`` share."""
 
-    image: str = Field(description="The encoded picture (JPEG, PNG, ...) in base64; a data URL will do.", min_length=1)
+    model_config = ConfigDict(extra="forbid")
 
-
-class PredictedObjectBody(BaseModel):
-    """One grounded thing."""
-
-    label: str
-    score: float = Field(description="Between 0 and 1.")
-    box: tuple[float, float, float, float] = Field(description="x0, y0, x1, y1 in pixels of the upright image.")
-    mask: dict[str, Any] | None = Field(description="COCO run lengths {size: [height, width], counts}, or null.")
-    patches: list[int] = Field(
-        description="The Visual Reference Tokens: patch numbers, row-major in the picture's grid."
+    temperature: float = Field(0.0, ge=0, le=2, description="0 = the likeliest answer, else sampling.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the sampling.")
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="Of the sampling: the same seed, the same answer. None = a fresh one."
     )
-    span: tuple[int, int] = Field(description="Its tokens in the answer, end exclusive.")
-    confidence: float = Field(description="Geometric mean of the probabilities of its Visual Reference Tokens.")
-    complete: bool = Field(description="False where the answer was cut within the object, or a part was dropped.")
-    image: int = Field(description="Which of the request's pictures it is in, from 0.")
+    stream: bool = Field(False, description="Answer bit by bit, as server-sent events.")
 
 
-class FrameBody(BaseModel):
-    """Size of one picture."""
+class PredictRequest(Sampling):
+    """A question with its picture, or several questions about the same pictures."""
 
-    width: int = Field(description="Of the upright picture as it came, in pixels.")
-    height: int
-    grid: tuple[int, int] = Field(description="Rows and columns of its patches.")
+    image: str | None = Field(
+        None, min_length=1, description="The encoded picture (JPEG, PNG, ...) in base64; a data URL will do."
+    )
+    images: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=1, description="Several pictures, instead of `image`, that each question is about together."
+    )
+    task: Task | None = Field(None, description="detect needs `names`, refer needs `sentence`, chat needs `prompt`.")
+    names: list[Label] = Field(default_factory=list, description="Classes to detect.", max_length=200)
+    sentence: str = Field("", description="What to find, as in 'the red car on the left'.", max_length=2000)
+    prompt: str = Field("", description="A free prompt, sent to the model as it is.", max_length=8000)
+    questions: list[Question] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_QUESTIONS,
+        description="Several questions about the same pictures, instead of `task`; answered in their order.",
+    )
+    score_threshold: float = Field(0.0, ge=0, le=1, description="Leave out objects with a lower score.")
+    mask: MaskFormat = Field(
+        "rle",
+        description="Masks as COCO run lengths, as polygons (flat rings x0, y0, x1, y1, ... along the pixels' edges), "
+        "as a data URL of a 1-bit PNG, or none.",
+    )
+    max_new_tokens: int | None = Field(None, ge=1, le=2**31, description="Longest answer; none = the server's limit.")
+
+    @model_validator(mode="after")
+    def _one_way_of_asking(self) -> "PredictRequest":
+        if self.image is not None and self.images is not None:
+            raise ValueError("give either 'image' or 'images', not both")
+        if self.questions is None:
+            if self.task is None:
+                raise ValueError("name a 'task', or give 'questions'")
+            Question(task=self.task, names=self.names, sentence=self.sentence, prompt=self.prompt)
+        elif self.task is not None or self.names or self.sentence or self.prompt:
+            raise ValueError("'task' and its words stand within 'questions' where these are given")
+        return self
+
+    @property
+    def asked(self) -> list[Question]:
+        """The questions, one or several."""
+        if self.questions is not None:
+            return self.questions
+        assert self.task is not None
+        return [Question(task=self.task, names=self.names, sentence=self.sentence, prompt=self.prompt)]
+
+    @property
+    def sources(self) -> list[str]:
+        """The pictures as they were sent."""
+        return self.images or ([self.image] if self.image is not None else [])
 
 
-class PredictResponse(BaseModel):
-    """An answer."""
+def read_predict(body: Body) -> tuple[PredictRequest, list[str | bytes]]:
+    """The questions of a body, and the pictures that they are about.
 
-    model: str
-    task: Task
-    text: str
-    objects: list[PredictedObjectBody]
-    images: list[FrameBody] = Field(description="The request's pictures.")
-    width: int = Field(description="Of the first picture.")
-    height: int
-    grid: tuple[int, int] = Field(description="Rows and columns of the first picture's patches.")
-    truncated: bool = Field(description="The answer was cut at max_new_tokens.")
-    warnings: list[str]
-    milliseconds: dict[str, float] = Field(description="Time spent: decode, answer (queue, batch, model).")
+    In a form everything is text: ``names`` are separated by commas, and ``questions`` are written in JSON.
 
-
-class ModelCard(BaseModel):
-    """One entry of the model list."""
-
-    id: str
-    object: Literal["model"] = "model"
-    owned_by: str = "padt"
-    source: str
-    device: str
-    tasks: list[Task]
-
-
-class ModelList(BaseModel):
-    """All models that answer here."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
+    Raises:
+        RequestError: 422, fields are missing, unknown or of the wrong kind.
+    """
+    values = dict(body.fields)
+    if body.form:
+        if "names" in values:
+            values["names"] = [name.strip() for name in values["names"].split(",") if name.strip()]
+        if "questions" in values:
+            values["questions"] = parse_object(f'{{"questions": {values["questions"]}}}'.encode())["questions"]
+        if "images" in values:
+            raise RequestError(422, "invalid_request", "images: a form has files 'image'.", param="images")
+    asked = validated(PredictRequest, values, strict=not body.form)
+    sources: list[str | bytes] = [*body.files, *asked.sources]
+    if body.files and asked.sources:
+        raise RequestError(422, "invalid_request", "image: it is there as a file and as text.", param="image")
+    if not sources and any(TASKS[question.task].grounded for question in asked.asked):
+        message = "A picture is missing: add the field 'image', or in a form a file of that name."
+        raise RequestError(422, "missing_image", message, param="image")
+    return asked, sources
 
 
-class ErrorDetail(BaseModel):
-    """Why a request was refused."""
+def validated(kind: type, values: Any, strict: bool = True, status: int = 422) -> Any:
+    """Values as a pydantic model.
 
-    code: str = Field(description="Stable name, for programs.")
-    message: str = Field(description="What is wrong and what to do about it, for people.")
-
-
-class ErrorBody(BaseModel):
-    """Every answer that is not 2xx."""
-
-    error: ErrorDetail
+    Raises:
+        RequestError: ``status``, they are none; it names each field and what is wrong with it.
+    """
+    try:
+        return kind.model_validate(values, strict=strict)  # type: ignore[attr-defined]
+    except ValidationError as error:
+        message, param = described(error.errors(include_url=False, include_input=False))
+        raise RequestError(status, "invalid_request", message, param=param) from error

@@ -23,7 +23,7 @@ from padt.inference.events import ObjectFound, TextPiece
 from padt.inference.requests import Request, caption_request, chat_request, detect_request, refer_request, text_request
 from padt.inference.results import Frame, PredictedObject, Prediction
 from serve.client import AsyncClient, Client
-from serve.client.wire import BatchReader, EventReader, batch_pieces, body, picture, wait_before
+from serve.client.wire import BatchReader, EventReader, Options, batch_pieces, body, picture, wait_before
 from tests.conftest import REPOSITORY
 
 MASK = {"size": [40, 60], "counts": "0`X1"}
@@ -398,14 +398,17 @@ def test_events_of_a_newer_endpoint_are_passed_over() -> None:
 
 def test_what_the_client_sends_is_what_the_endpoint_reads() -> None:
     pytest.importorskip("fastapi")
-    from serve.api.reading import read_json
+    from serve.api.bodies import Body
+    from serve.api.pictures import picture_bytes
+    from serve.api.schemas import read_predict
 
-    for request in (detect_request(["cat"]), refer_request("x"), caption_request(), text_request("hello")):
-        question, image = read_json(
-            json.dumps(body(encoded(), [request], {"masks": False, "max_new_tokens": 5})).encode()
-        )
-        assert (question.task, question.mask, question.max_new_tokens) == (request.task, "none", 5)
-        assert image == encoded()
+    requests = [detect_request(["cat"]), refer_request("x"), caption_request(), text_request("hello")]
+    options: Options = {"masks": False, "max_new_tokens": 5, "temperature": 1, "seed": 3, "score_threshold": 0.5}
+    for asked, images in [*(([request], encoded()) for request in requests), (requests, [encoded(), encoded()])]:
+        read, sources = read_predict(Body(json.loads(json.dumps(body(images, asked, options, stream=True)))))
+        assert [question.task for question in read.asked] == [request.task for request in asked]
+        assert (read.mask, read.max_new_tokens, read.temperature, read.seed) == ("none", 5, 1, 3)
+        assert read.stream and {picture_bytes(source) for source in sources} == {encoded()}
 
 
 def test_the_client_needs_neither_torch_nor_ray_nor_the_server() -> None:

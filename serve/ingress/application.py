@@ -1,0 +1,50 @@
+"""The application of an ingress: its routes, and the one shape of everything that goes wrong in them."""
+
+import logging
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from padt import __version__
+from serve.api.errors import RequestError, error_response
+from serve.ingress import predict, status
+
+logger = logging.getLogger("ray.serve")
+
+
+def application() -> FastAPI:
+    """Routes and handlers of errors. Requests must bring a desk in their state (``serve.ingress.desk.desk_of``)."""
+    app = FastAPI(
+        title="PaDT",
+        version=__version__,
+        description="Ask about pictures; answers are grounded in their patches: text, boxes, masks and Visual "
+        "Reference Tokens. Boxes are x0, y0, x1, y1 in pixels of the upright image.",
+        # FastAPI's own pages load their scripts from outside, and are blank where there is no way there.
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={RequestError: request_error, HTTPException: http_error, Exception: internal_error},
+    )
+    for part in (predict, status):
+        app.include_router(part.router)
+    return app
+
+
+async def request_error(request: Request, error: RequestError) -> JSONResponse:
+    """What a client can mend, or must wait for."""
+    wait = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return error_response(error.status, error.code, str(error), wait, error.param)
+
+
+async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+    """A path that is not there, or a method that it does not take."""
+    phrase = HTTPStatus(error.status_code).phrase
+    message = f"{request.method} {request.url.path}: {phrase}. /docs says what there is."
+    return error_response(error.status_code, phrase.lower().replace(" ", "_"), message, dict(error.headers or {}))
+
+
+async def internal_error(request: Request, error: Exception) -> JSONResponse:
+    """Whatever nobody foresaw: details go to the log, not to the client."""
+    logger.error("Request to %s failed", request.url.path, exc_info=error)
+    return error_response(500, "internal_error", "The server failed on this request; its log says why.")
