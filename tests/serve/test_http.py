@@ -116,6 +116,8 @@ def test_refusals_have_a_code_and_a_message(client: httpx.Client, fields: dict, 
 def test_an_unknown_content_type_and_a_form_without_picture_are_refused(client: httpx.Client) -> None:
     assert client.post("/v1/predict", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
     answer = client.post("/v1/predict", files={"picture": ("a.png", encoded())}, data={"task": "caption"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_form")
+    answer = client.post("/v1/predict", files={"task": (None, "caption")})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "missing_image")
 
 
@@ -186,6 +188,26 @@ def test_what_nobody_waits_for_is_cancelled(client: httpx.Client) -> None:
         )
     time.sleep(0.3)
     assert count() == before + 2
+
+
+def test_streams_pass_serve_as_they_are_made_and_end_when_their_client_leaves(client: httpx.Client) -> None:
+    def count() -> int:
+        return int(ask(client, task="chat", prompt="refuse cancelled").json()["error"]["message"].split()[0])
+
+    before = count()
+    image = base64.b64encode(encoded()).decode()
+    body = {"image": image, "task": "chat", "prompt": "long", "stream": True}
+    with client.stream("POST", "/v1/predict", json=body) as response:
+        began, parts = time.monotonic(), response.iter_text()
+        text = next(parts)
+        while text.count("event: text") < 3:
+            text += next(parts)
+        assert time.monotonic() - began < 1.0
+        assert text.index("event: object") < text.rindex("event: text") and "event: done" not in text
+    until = time.monotonic() + 3
+    while (after := count()) == before and time.monotonic() < until:
+        time.sleep(0.1)
+    assert after == before + 1
 
 
 def test_refusals_come_before_the_picture_is_decoded(client: httpx.Client) -> None:

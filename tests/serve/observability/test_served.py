@@ -22,7 +22,7 @@ from padt.inference.results import Frame  # noqa: E402
 from serve.client import AsyncClient, Client  # noqa: E402
 from serve.ingress.deployment import Ingress  # noqa: E402
 from serve.settings import ServerArgs  # noqa: E402
-from tests.serve.fake_engine import FakeEngine  # noqa: E402
+from tests.serve.fake_engine import TEXT, FakeEngine  # noqa: E402
 from tests.serve.test_http import free_port  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_the_client_gets_the_whole_prediction(endpoint: tuple[str, Path]) -> Non
     with Client(url, KEY) as client:
         assert client.ready() and client.models()[0].id == "padt"
         prediction = client.refer(PICTURE, "the red circle")
-    assert prediction.images == (Frame(60, 40, (2, 3)),) and prediction.text == "refer <|VRT_0|><|VRT_1|>"
+    assert prediction.images == (Frame(60, 40, (2, 3)),) and prediction.text == TEXT
     (found,) = prediction.objects
     assert (found.box, found.span, found.confidence) == ((0.0, 0.0, 60.0, 40.0), (3, 5), 0.8)
     assert found.mask == {"size": [40, 60], "counts": found.mask["counts"]}
