@@ -137,7 +137,8 @@ def test_what_users_files_say_is_shown_and_never_run(tmp_path):
     assert set(re.findall(r"<(\w+)", page)) <= _TAGS
     sources = re.findall(r"(?:src|href|url)\s*[=(]\s*['\"]?(\S{5})", page)
     assert sources and set(sources) == {"data:"}
-    assert main(["inspect", str(tmp_path / "set")]) == 0  # brackets are no markup of the terminal either
+    # Brackets are no markup of the terminal either.
+    assert main(["inspect", str(tmp_path / "set"), "--out", str(tmp_path / "sheet.png")]) == 0
 
 
 def test_the_report_shows_counts_sizes_and_examples(prepared, tmp_path):
