@@ -74,7 +74,7 @@ def body(images: Images | None, requests: Sequence[Asked], options: Options, str
     if not options.get("masks", True):
         fields["mask"] = "none"
     if isinstance(images, list | tuple):
-        fields["images"] = [picture(image) for image in images]
+        fields |= {"images": [picture(image) for image in images]} if images else {}
     elif images is not None:
         fields["image"] = picture(cast(ImageSource, images))
     questions = [question(request) for request in requests]

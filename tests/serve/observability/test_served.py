@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image  # noqa: E402
 from ray import serve  # noqa: E402
 
 from padt.errors import EndpointError  # noqa: E402
+from padt.inference.events import ObjectFound, TextPiece  # noqa: E402
 from padt.inference.requests import caption_request, refer_request  # noqa: E402
 from padt.inference.results import Frame  # noqa: E402
 from serve.client import AsyncClient, Client  # noqa: E402
@@ -80,6 +82,39 @@ def test_the_client_gets_the_whole_prediction(endpoint: tuple[str, Path]) -> Non
             return await asyncio.gather(*(other.refer(PICTURE, "the red circle") for _ in range(4)))
 
     assert asyncio.run(ask()) == [prediction] * 4
+
+
+def test_a_stream_ends_with_the_prediction_that_comes_without_one(endpoint: tuple[str, Path]) -> None:
+    url, folder = endpoint
+    with Client(url, KEY) as client:
+        whole = client.caption(PICTURE, masks=False)
+        client._http.headers["x-request-id"] = "streamed-1"
+        *events, end = client.stream(PICTURE, caption_request(), masks=False)
+    assert end == whole
+    assert [event.object for event in events if isinstance(event, ObjectFound)] == list(whole.objects)
+    said = "".join(event.text for event in events if isinstance(event, TextPiece))
+    assert said == re.sub(r"<\|VRT_\d+\|>", "", whole.text)
+    line = logged(folder, "streamed-1")
+    assert (line["status"], line["code"], line["task"], line["answers"]) == (200, "", "caption", 1)
+
+    async def heard() -> list[Any]:
+        async with AsyncClient(url, KEY) as other:
+            return [event async for event in other.stream(PICTURE, caption_request(), masks=False)]
+
+    assert asyncio.run(heard()) == [*events, end]
+
+
+def test_several_questions_and_several_pictures(endpoint: tuple[str, Path]) -> None:
+    url, folder = endpoint
+    with Client(url, KEY) as client:
+        client._http.headers["x-request-id"] = "several-1"
+        first, second = client.predict_all(PICTURE, [caption_request(), refer_request("the red circle")])
+        assert (first, second) == (client.caption(PICTURE), client.refer(PICTURE, "the red circle"))
+        both = client.ask([PICTURE, PICTURE.resize((90, 30))], "what is new?")
+        assert [(frame.width, frame.height) for frame in both.images] == [(60, 40), (90, 30)]
+        assert client.ask(None, "hello").images == ()
+    lines = [each for each in (folder / "requests.jsonl").read_text().splitlines() if "several-1" in each]
+    assert json.loads(lines[0])["task"] == "several" and json.loads(lines[0])["answers"] == 2
 
 
 def test_a_refusal_can_be_found_in_the_log_by_its_id(endpoint: tuple[str, Path]) -> None:
