@@ -53,6 +53,7 @@ class Engine:
         model: PaDTForConditionalGeneration,
         limits: EngineLimits | None = None,
         on_step: Callable[[StepReport], None] | None = None,
+        compile: bool | str = False,
     ) -> None:
         """Allocate the keys and values of all rows.
 
@@ -60,9 +61,12 @@ class Engine:
             model: with its processor, which nobody else may use while the engine runs.
             limits: what to take on.
             on_step: called in the engine's thread after each step that did something. It must be quick.
+            compile: compile the decoding step, in rows and positions padded to powers of two: True = by torch's own
+                compiler, with CUDA graphs on a GPU; or the name of another back end of ``torch.compile``. Nobody has
+                timed it on a GPU yet. :meth:`warm_up` compiles all shapes.
 
         Raises:
-            UserError: the model has no processor, or an attention that takes no mask for each row.
+            UserError: the model has no processor, an attention that takes no mask for each row, or cannot be compiled.
         """
         self.limits = limits or EngineLimits()
         self.steps = self.tokens = self.objects = 0
@@ -72,7 +76,7 @@ class Engine:
         self._reader = copy.deepcopy(processor_of(model))
         self._reading = threading.Lock()
         self._choosers = TokenChoosers(model)
-        self._passes = RowPasses(model, self.limits)
+        self._passes = RowPasses(model, self.limits, compile)
         self._admitting: list[Row] = []
         self._waiting = WaitingRows(self.limits)
         self._stepping = threading.Lock()
@@ -165,6 +169,13 @@ class Engine:
         return row.ticket
 
     # ------------------------------------------------------------------ the loop
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile every shape of the step, so that no answer waits for it; nothing without ``compile``."""
+        with self._stepping:
+            if self._passes.compiled is not None:
+                self._passes.compiled.warm_up()
 
     def run_until_idle(self) -> None:
         """Answer everything that was submitted, in this thread."""

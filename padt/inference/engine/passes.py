@@ -20,6 +20,7 @@ from padt.inference.engine.cache import (
     join_features,
     split_features,
 )
+from padt.inference.engine.compiled import CompiledStep, Window
 from padt.inference.engine.reports import Work
 from padt.inference.engine.rows import Row
 from padt.inference.engine.scheduler import EngineLimits, similar_lengths
@@ -37,13 +38,19 @@ class RowPasses:
         cache: what was seen of pictures (:class:`SeenPicture`, and keys and values up to their end), by content.
         work: what was done since somebody has put a new one here.
         last_pass: when the model has last come to an end with something (``time.perf_counter``).
+        compiled: the step of all rows, where it is compiled.
     """
 
-    def __init__(self, model: PaDTForConditionalGeneration, limits: EngineLimits) -> None:
+    def __init__(self, model: PaDTForConditionalGeneration, limits: EngineLimits, compile: bool | str = False) -> None:
         """Allocate the keys and values of all rows.
 
+        Args:
+            model: what is run.
+            limits: rows, positions and what is kept.
+            compile: see :class:`padt.inference.engine.compiled.CompiledStep`; False = do not.
+
         Raises:
-            UserError: the model has an attention that takes no mask for each row.
+            UserError: the model has an attention that takes no mask for each row, or cannot be compiled.
         """
         attention = model.model.language_model.config._attn_implementation
         if attention not in ("sdpa", "eager") or set(model.config.text_config.layer_types) != {"full_attention"}:
@@ -58,6 +65,10 @@ class RowPasses:
         self.cache = ContentCache(int(limits.cache_mb * 2**20))
         self.work = Work()
         self.last_pass = time.perf_counter()
+        self.compiled = None
+        if compile:
+            with torch.inference_mode():
+                self.compiled = CompiledStep(model, self._slots, self._forward, compile)
 
     def _done(self, start: float) -> float:
         """Seconds that a pass has taken."""
@@ -155,16 +166,24 @@ class RowPasses:
         device, offset = self._model.device, self._model.config.vrt_offset
         assert rows[0].slot is not None
         lengths = [row.length for row in rows]
-        window = SlotWindow(self._slots, rows[0].slot, lengths, [1] * len(rows))
         tokens = [row.last_token for row in rows]
-        words = self._model.lm_head.weight[0]
-        # Of each row's prototypes only the one that is read: the table's single entry.
-        read = [
-            row.prototype(token - offset) if token >= offset else words for row, token in zip(rows, tokens, strict=True)
-        ]
-        embeddings = self._model.embed(torch.tensor(tokens, device=device)[:, None], None, torch.stack(read)[:, None])
         places = [length + row.prompt.offset for row, length in zip(rows, lengths, strict=True)]
-        output = self._forward(window, embeddings, torch.tensor(places, device=device)[:, None].expand(3, -1, -1))
+        # Of each row's prototypes only the one that is read.
+        words = self._model.lm_head.weight[0]
+        read = torch.stack(
+            [
+                row.prototype(token - offset) if token >= offset else words
+                for row, token in zip(rows, tokens, strict=True)
+            ]
+        )
+        # Padding would lie in the slots of rows that are left out.
+        if self.compiled is not None and len(rows) == len(self.rows):
+            output = self.compiled(tokens, read, lengths, places)
+        else:
+            window = SlotWindow(self._slots, rows[0].slot, lengths, [1] * len(rows))
+            # The prototype is its table's single entry.
+            embeddings = self._model.embed(torch.tensor(tokens, device=device)[:, None], None, read[:, None])
+            output = self._forward(window, embeddings, torch.tensor(places, device=device)[:, None].expand(3, -1, -1))
         chosen = self._choose(rows, output)
         # From here on nothing fails for all: what failed before may be done again.
         for row in rows:
@@ -175,7 +194,7 @@ class RowPasses:
         for row in rows:
             row.times.decode += seconds
 
-    def _forward(self, window: SlotWindow, embeddings: Tensor, positions: Tensor) -> PaDTOutput:
+    def _forward(self, window: Window, embeddings: Tensor, positions: Tensor) -> PaDTOutput:
         mask = window.attention_mask()
         if self._additive_mask:
             lowest = torch.finfo(embeddings.dtype).min
