@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
+from padt.errors import UserError
 from serve.observability.records import Observer, RequestRecord
 
 _SERVE_LOG = "ray.serve"
@@ -22,12 +23,18 @@ class RequestLog(Observer):
             path: file that lines are added to, made if need be, and opened again where it was moved away (logrotate);
                 empty = Serve's own log, at level INFO.
             text: write the words of questions and answers too.
+
+        Raises:
+            UserError: the file cannot be written.
         """
         self._text = text
         self._logger = logging.getLogger(_OWN_LOG if path else _SERVE_LOG)
         self._handler: logging.Handler | None = None
         if path:
-            self._handler = WatchedFileHandler(path, encoding="utf-8")
+            try:
+                self._handler = WatchedFileHandler(path, encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"request_log {path} cannot be written ({error.strerror}): give another.") from error
             self._handler.setFormatter(logging.Formatter("%(message)s"))
             self._logger.addHandler(self._handler)
             self._logger.setLevel(logging.INFO)

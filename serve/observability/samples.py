@@ -55,7 +55,6 @@ class SampleWriter(Observer):
 
         self._share = share
         self._limit = limit_mb * 1e6
-        self._meters = meters
         try:
             self._files, self._root = url_to_fs(folder)
             self._files.makedirs(posixpath.join(self._root, "images"), exist_ok=True)
@@ -65,14 +64,15 @@ class SampleWriter(Observer):
         self._writer = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
         self._written = 0
         self._used = 0.0
-        self._background: Background[tuple[Job, Mapping[str, Any], AnswerRecord]] = Background("samples", self._write)
+        self._background: Background[tuple[Job, Mapping[str, Any], AnswerRecord]] = Background(
+            "samples", self._write, meters
+        )
 
     def answered(self, job: Job, outcome: Outcome, answer: AnswerRecord) -> None:
         """See ``Observer``."""
         if outcome.prediction is None or not chosen(job.request_id, self._share):
             return
-        if not self._background.put((job, outcome.prediction, answer)):
-            self._meters.add("padt_left_out_total", 1, observer="samples")
+        self._background.put((job, outcome.prediction, answer))
 
     def close(self) -> None:
         """See ``Observer``."""
@@ -88,7 +88,6 @@ class SampleWriter(Observer):
         about = {"version": answer.version, "fingerprint": answer.fingerprint, "result": answer.result}
         line = json.dumps({**values, **about}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         if self._used + len(line) + sum(map(len, encoded)) > self._limit:
-            self._meters.add("padt_left_out_total", 1, observer="samples")
             raise RuntimeError(f"{self._root} holds {self._used / 1e6:.0f} MB, and sample_mb allows no more")
         for name, content in zip(names, encoded, strict=True):
             path = posixpath.join(self._root, "images", name)

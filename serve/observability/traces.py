@@ -45,28 +45,21 @@ class TraceWriter(Observer):
         self._share = share
         self._experiment = experiment
         self._text = text
-        self._meters = meters
         self._experiment_id = ""
-        self._background: Background[RequestRecord] = Background("traces", self._write)
+        self._background: Background[RequestRecord] = Background("traces", self._write, meters)
 
     def ended(self, record: RequestRecord) -> None:
         """See ``Observer``."""
-        if not record.answers or not chosen(record.request_id, self._share):
-            return
-        if not self._background.put(record):
-            self._meters.add("padt_left_out_total", 1, observer="traces")
+        if record.answers and chosen(record.request_id, self._share):
+            self._background.put(record)
 
     def close(self) -> None:
         """See ``Observer``."""
         self._background.close()
 
     def _write(self, record: RequestRecord) -> None:
-        try:
-            self._connect()
-            write_trace(record, self._experiment_id, self._text)
-        except Exception:
-            self._meters.add("padt_left_out_total", 1, observer="traces")
-            raise
+        self._connect()
+        write_trace(record, self._experiment_id, self._text)
 
     def _connect(self) -> None:
         if self._experiment_id:

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, StreamingResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
+from padt.errors import UserError  # noqa: E402
 from padt.inference.requests import detect_request, refer_request  # noqa: E402
 from serve.api.errors import error_response  # noqa: E402
 from serve.messages import Outcome  # noqa: E402
@@ -236,6 +237,11 @@ def test_the_log_has_one_line_of_json_a_request_and_no_words(tmp_path: Path) -> 
     assert first["milliseconds"]["total"] >= first["milliseconds"]["preprocess"] >= 20
     assert (second["status"], second["code"]) == (429, "too_many")
     assert "cat" not in json.dumps(first) and "describe" not in json.dumps(first)
+
+
+def test_a_log_that_cannot_be_written_is_told_of_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="request_log .* cannot be written"):
+        RequestLog(str(tmp_path / "nothing" / "requests.jsonl"))
 
 
 def test_words_are_logged_where_that_is_asked_for(tmp_path: Path) -> None:
