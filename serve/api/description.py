@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serve.api.answers import ErrorBody
+from serve.api.chat import ChatRequest
 from serve.api.schemas import PredictRequest
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -64,6 +65,20 @@ PREDICT_STREAM = {
                 "description": "Events `text` {answer, text: without Visual Reference Tokens}, `object` {answer, "
                 "number, at: characters of the answer's streamed text before it, object}, and as the last one either "
                 "`done` (the whole answer) or `error` ({error}). Lines that begin with a colon mean nothing.",
+            }
+        }
+    },
+}
+CHAT_BODY = {"required": True, "content": {"application/json": {"schema": inlined(ChatRequest)}}}
+CHAT_STREAM = {
+    "description": "The answer; with `stream` server-sent events.",
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "string",
+                "description": "Each event is a `chat.completion.chunk`, the last one `[DONE]`; or an error. Objects "
+                "come as they are complete, in `choices[0].delta.padt` {number, at: characters of content before it, "
+                "object}; the piece with the finish_reason has the whole answer in `choices[0].delta.padt.answer`.",
             }
         }
     },

@@ -6,10 +6,11 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from padt import __version__
 from serve.api.errors import RequestError, error_response
-from serve.ingress import predict, status
+from serve.ingress import chat, predict, status
 
 logger = logging.getLogger("ray.serve")
 
@@ -24,9 +25,10 @@ def application() -> FastAPI:
         # FastAPI's own pages load their scripts from outside, and are blank where there is no way there.
         docs_url=None,
         redoc_url=None,
-        exception_handlers={RequestError: request_error, HTTPException: http_error, Exception: internal_error},
+        exception_handlers={RequestError: request_error, HTTPException: http_error},
     )
-    for part in (predict, status):
+    app.add_middleware(Unforeseen)
+    for part in (predict, chat, status):
         app.include_router(part.router)
     return app
 
@@ -40,11 +42,34 @@ async def request_error(request: Request, error: RequestError) -> JSONResponse:
 async def http_error(request: Request, error: HTTPException) -> JSONResponse:
     """A path that is not there, or a method that it does not take."""
     phrase = HTTPStatus(error.status_code).phrase
-    message = f"{request.method} {request.url.path}: {phrase}. /docs says what there is."
+    message = f"{request.method[:20]} {request.url.path[:200]}: {phrase}. /docs says what there is."
     return error_response(error.status_code, phrase.lower().replace(" ", "_"), message, dict(error.headers or {}))
 
 
-async def internal_error(request: Request, error: Exception) -> JSONResponse:
-    """Whatever nobody foresaw: details go to the log, not to the client."""
-    logger.error("Request to %s failed", request.url.path, exc_info=error)
-    return error_response(500, "internal_error", "The server failed on this request; its log says why.")
+class Unforeseen:
+    """Answers where something failed that nobody foresaw: details go to the log, not to the client.
+
+    Starlette's handler of such errors raises them once more, and servers close the connection over that, under the next
+    request of the same client.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        started = False
+
+        async def seen(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, seen)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            logger.error("Request to %s failed", scope.get("path"), exc_info=error)
+            message = "The server failed on this request; its log says why."
+            await error_response(500, "internal_error", message)(scope, receive, send)

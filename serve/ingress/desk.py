@@ -72,8 +72,12 @@ class Desk:
                 stack.enter_context(self.questions.one(client))
             yield
 
-    async def pictures(self, sources: Sequence[str | bytes]) -> list[Picture]:
+    async def pictures(self, sources: Sequence[str | bytes], places: Sequence[str] = ()) -> list[Picture]:
         """The pictures of a question: fetched where they are addresses, decoded, and scaled to share the patches.
+
+        Args:
+            sources: base64, data URLs, addresses, or contents of files.
+            places: names of the fields that they come from.
 
         Raises:
             RequestError: one is not what it should be, or there are too many.
@@ -84,7 +88,7 @@ class Desk:
             raise RequestError(422, "too_many_images", message, param="images")
         opened = []
         for number, source in enumerate(sources):
-            param = "image" if len(sources) == 1 else f"images.{number}"
+            param = places[number] if places else "image" if len(sources) == 1 else f"images.{number}"
             if is_address(source):
                 assert isinstance(source, str)
                 source = await fetch_image(source, args.image_hosts, self.max_body_bytes, args.fetch_timeout_s)
