@@ -55,10 +55,17 @@ def predict(
     """Ask a model about pictures: JSON, and pictures with boxes, masks, VRT patches and scores."""
     import json
 
-    from jobs.inference.predict import make_request, run_predict
+    from jobs.inference.predict import PicturePrediction, make_request, run_predict
     from padt.inference.requests import GenerationSettings
 
-    results = run_predict(
+    def tell(result: PicturePrediction) -> None:
+        if out is not None:
+            found = ", ".join(f"{thing['label']} {thing['score']:.2f}" for thing in result.objects)
+            console.out.print(f"{result.image}: {found or result.record['text']} -> {result.picture_path}")
+        elif not (together and result.number):
+            typer.echo(json.dumps(result.record, ensure_ascii=False))
+
+    run_predict(
         model,
         images,
         make_request(detect, refer, caption, ask),
@@ -69,15 +76,8 @@ def predict(
         batch_size=batch_size,
         together=together,
         load_options={"device": device} if device else None,
+        on_result=tell,
     )
-    for number, result in enumerate(results):
-        if out is None and together and number:
-            break
-        if out is None:
-            typer.echo(json.dumps(result.record, ensure_ascii=False))
-            continue
-        found = ", ".join(f"{thing['label']} {thing['score']:.2f}" for thing in result.objects)
-        console.out.print(f"{result.image}: {found or result.record['text']} -> {result.picture_path}")
 
 
 @app.command(

@@ -6,7 +6,7 @@ Works with the plain model library: no Ray, no pycocotools, no MLflow (except fo
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,7 @@ def run_predict(
     batch_size: int = 8,
     together: bool = False,
     load_options: Mapping[str, Any] | None = None,
+    on_result: Callable[[PicturePrediction], None] | None = None,
 ) -> list[PicturePrediction]:
     """Ask the same question about each of some pictures, or one question about all of them together.
 
@@ -102,9 +103,10 @@ def run_predict(
         request: see :func:`make_request`.
         out_dir: folder for ``NAME.json`` and ``NAME.png`` of each picture; None = write nothing.
         settings: how to generate; default: greedy, with masks.
-        batch_size: pictures answered at the same time.
+        batch_size: requests answered at the same time.
         together: the pictures belong to one request; there is one answer, and one JSON file, about all of them.
         load_options: further arguments of ``padt.load_model``, such as ``device``.
+        on_result: called with each result when it is there, in the order of the pictures.
 
     Raises:
         UserError: a picture or the model cannot be used, or the request is blank.
@@ -117,34 +119,34 @@ def run_predict(
     found = find_model(model)
     # What the user can have got wrong is known by now: these take seconds to import.
     from padt.checkpoints.loading import load_model
-    from padt.inference.predict import predict
-    from padt.inference.requests import GenerationSettings, class_names
+    from padt.inference.answers import answers
+    from padt.inference.requests import class_names
 
     loaded = load_model(found.path, **(load_options or {}))
-    settings = settings or GenerationSettings()
     results: list[PicturePrediction] = []
     names = _names(paths)
     # The pictures of each request, by number.
     groups = [list(range(len(paths)))] if together else [[number] for number in range(len(paths))]
-    for start in range(0, len(groups), batch_size):
-        part = groups[start : start + batch_size]
-        asked = [[pictures[number] for number in group] for group in part]
-        for group, prediction in zip(part, predict(loaded, asked, [request] * len(part), settings), strict=True):
-            record = {
-                "image": paths[group[0]] if len(group) == 1 else [paths[number] for number in group],
-                "model": str(model),
-                **({"model_version": found.version} if found.version else {}),
-                "task": request.task,
-                "prompt": request.prompt,
-                **prediction.of_classes(class_names(request)).to_dict(),
-            }
-            json_path = _write_record(out, names[group[0]], record)
-            for image, number in enumerate(group):
-                drawn = _draw(pictures[number], record, image)
-                path = out / f"{names[number]}.png" if out is not None else None
-                if path is not None:
-                    save_picture(drawn, path)
-                results.append(PicturePrediction(paths[number], record, drawn, json_path, path, image))
+    asked = [[pictures[number] for number in group] for group in groups]
+    predictions = answers(loaded, asked, [request] * len(groups), settings, batch_size)
+    for group, prediction in zip(groups, predictions, strict=True):
+        record = {
+            "image": paths[group[0]] if len(group) == 1 else [paths[number] for number in group],
+            "model": str(model),
+            **({"model_version": found.version} if found.version else {}),
+            "task": request.task,
+            "prompt": request.prompt,
+            **prediction.of_classes(class_names(request)).to_dict(),
+        }
+        json_path = _write_record(out, names[group[0]], record)
+        for image, number in enumerate(group):
+            drawn = _draw(pictures[number], record, image)
+            path = out / f"{names[number]}.png" if out is not None else None
+            if path is not None:
+                save_picture(drawn, path)
+            results.append(PicturePrediction(paths[number], record, drawn, json_path, path, image))
+            if on_result is not None:
+                on_result(results[-1])
     return results
 
 

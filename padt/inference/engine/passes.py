@@ -30,6 +30,12 @@ from padt.model.modeling import PaDTForConditionalGeneration
 from padt.model.outputs import PaDTOutput
 
 
+def takes_masks_by_row(model: PaDTForConditionalGeneration) -> bool:
+    """Whether a model's attention takes a mask for each row, which rows of their own lengths need."""
+    attention = model.model.language_model.config._attn_implementation
+    return attention in ("sdpa", "eager") and set(model.config.text_config.layer_types) == {"full_attention"}
+
+
 class RowPasses:
     """Runs the model over rows.
 
@@ -53,7 +59,7 @@ class RowPasses:
             UserError: the model has an attention that takes no mask for each row, or cannot be compiled.
         """
         attention = model.model.language_model.config._attn_implementation
-        if attention not in ("sdpa", "eager") or set(model.config.text_config.layer_types) != {"full_attention"}:
+        if not takes_masks_by_row(model):
             raise UserError(
                 f"The engine needs full attention under attn_implementation sdpa or eager, and the model was loaded "
                 f'with {attention}: use padt.load_model(path, attn_implementation="sdpa").'

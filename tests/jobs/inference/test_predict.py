@@ -13,6 +13,7 @@ from jobs.inference.predict import make_request, run_predict
 from padt.errors import UserError
 from padt.inference.predict import GenerationSettings
 from tests.jobs.tiny_model import write_tiny_model
+from tests.padt.inference.test_predict import picture as textured
 
 SHORT = GenerationSettings(max_new_tokens=8)
 
@@ -42,6 +43,27 @@ def test_each_picture_gets_json_and_a_drawing(tiny, tmp_path):
     assert (record["image"], record["width"], record["height"]) == (str(paths[1]), 112, 300)
     assert '["circle", "square"]' in record["prompt"]
     assert Image.open(results[0].picture_path).size == results[0].drawn.size
+
+
+def test_pictures_are_told_as_they_are_answered_in_their_order(tiny, tmp_path):
+    """The first file is there before the last picture is asked about; each answer is that of the picture alone."""
+    sizes = [(150, 112), (60, 200), (84, 84), (200, 60), (112, 112)]
+    paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        textured(*size).save(path)
+    told = []
+
+    def tell(result):
+        told.append((result.image, sorted(file.name for file in (tmp_path / "out").glob("*.json"))))
+
+    request = make_request(caption=True)
+    results = run_predict(tiny, paths, request, tmp_path / "out", settings=SHORT, batch_size=2, on_result=tell)
+    assert [image for image, _ in told] == [result.image for result in results] == [str(path) for path in paths]
+    assert told[0][1] == ["0.json"] and len(told[-1][1]) == 5
+    for path, result in zip(paths, results, strict=True):
+        [alone] = run_predict(tiny, path, request, settings=SHORT)
+        assert alone.record["text"] == result.record["text"]
+        assert len(alone.objects) == len(result.objects)
 
 
 def test_only_the_classes_asked_for_are_found(tiny, tmp_path):
