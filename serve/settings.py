@@ -161,6 +161,8 @@ class ServerArgs(BaseModel):
     max_body_mb: float = Field(24.0, gt=0, description="Largest request body, base64 included.")
     body_timeout_s: float = Field(30.0, gt=0, description="Longest time that a body may take to arrive.")
     max_bodies: int = Field(32, ge=1, description="Bodies that an ingress reads and decodes at once; more get a 503.")
+    max_batches: int = Field(4, ge=1, description="Batches that an ingress takes at once; more get a 503.")
+    max_batch_lines_at_once: int = Field(8, ge=1, description="Lines of a batch that are answered at a time.")
     max_image_pixels: int = Field(40_000_000, ge=784, description="Largest image, in pixels before resizing.")
     max_patches: int = Field(
         4096,

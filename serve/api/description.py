@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serve.api.answers import ErrorBody
+from serve.api.batch import LINE_TYPES
 from serve.api.chat import ChatRequest
 from serve.api.schemas import PredictRequest
 
@@ -79,6 +80,31 @@ CHAT_STREAM = {
                 "description": "Each event is a `chat.completion.chunk`, the last one `[DONE]`; or an error. Objects "
                 "come as they are complete, in `choices[0].delta.padt` {number, at: characters of content before it, "
                 "object}; the piece with the finish_reason has the whole answer in `choices[0].delta.padt.answer`.",
+            }
+        }
+    },
+}
+BATCH_BODY = {
+    "required": True,
+    "content": {
+        kind: {
+            "schema": {
+                "type": "string",
+                "description": "A JSON object in each line: `custom_id` (comes back with the answer; optional) and "
+                "`body`, as /v1/predict takes it, without `stream`. No line may be longer than a body of /v1/predict.",
+            },
+        }
+        for kind in LINE_TYPES
+    },
+}
+BATCH_STREAM = {
+    "description": "A JSON object in each line, in order of completion.",
+    "content": {
+        LINE_TYPES[0]: {
+            "schema": {
+                "type": "string",
+                "description": "`custom_id` and `line` (from 1) of the question, `status` (200, or of the error) and "
+                "`body`, as /v1/predict gives it.",
             }
         }
     },

@@ -36,11 +36,16 @@ def reference_page(description: Mapping[str, Any]) -> str:
 def _operation(operation: Mapping[str, Any]) -> str:
     parts = [f"<p><b>{escape(operation.get('summary', ''))}.</b> {escape(operation.get('description', ''))}</p>"]
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        parts.append(f"<h3>Body as <code>{escape(kind)}</code></h3>{_fields(content['schema'])}")
+        about = f"<p>{escape(content['schema'].get('description', ''))}</p>"
+        parts.append(f"<h3>Body as <code>{escape(kind)}</code></h3>{about}{_fields(content['schema'])}")
     answers = []
     for status, answer in operation["responses"].items():
-        schemas = [content.get("schema", {}) for content in answer.get("content", {}).values()]
-        answers.append((f"<code>{escape(status)}</code>", escape(answer["description"]), " ".join(map(_kind, schemas))))
+        bodies = [
+            f"<code>{escape(kind)}</code>: {_kind(content.get('schema', {}))}"
+            f" {escape(content.get('schema', {}).get('description', ''))}"
+            for kind, content in answer.get("content", {}).items()
+        ]
+        answers.append((f"<code>{escape(status)}</code>", escape(answer["description"]), "<br>".join(bodies)))
     return "".join(parts) + "<h3>Answers</h3>" + _table(("status", "meaning", "body"), answers)
 
 

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from padt import __version__
 from serve.api.errors import RequestError, error_response
-from serve.ingress import chat, predict, status
+from serve.ingress import batch, chat, predict, status
 
 logger = logging.getLogger("ray.serve")
 
@@ -28,7 +28,7 @@ def application() -> FastAPI:
         exception_handlers={RequestError: request_error, HTTPException: http_error},
     )
     app.add_middleware(Unforeseen)
-    for part in (predict, chat, status):
+    for part in (predict, chat, batch, status):
         app.include_router(part.router)
     return app
 

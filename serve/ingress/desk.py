@@ -30,6 +30,7 @@ class Desk:
         engine: handle of the engine's deployment.
         args: settings.
         bodies: places for bodies that are read.
+        batches: places for batches.
         questions: places for questions that are answered.
         watch: how the engine is.
         metrics: what the whole cluster counts.
@@ -39,6 +40,7 @@ class Desk:
         self.engine = engine
         self.args = args
         self.bodies = Places(args.max_bodies, args.retry_after_s)
+        self.batches = Places(args.max_batches, args.retry_after_s)
         places = args.places(fewest(args.engine_replicas), fewest(args.ingress_replicas))
         self.questions = Places(places, args.retry_after_s, args.key_share)
         scaled = any(isinstance(each, Autoscaling) for each in (args.engine_replicas, args.ingress_replicas))

@@ -1,6 +1,7 @@
 """The page at /docs reads offline, and leaves out nothing that the description says."""
 
 import re
+from html import escape
 
 import pytest
 
@@ -18,7 +19,11 @@ def test_the_page_names_every_path_field_and_status_and_loads_nothing() -> None:
             assert f"{method.upper()} {path}<" in page
             assert all(f"<code>{status}</code>" in page for status in operation["responses"])
             for content in operation.get("requestBody", {}).get("content", {}).values():
-                assert all(f"<code>{name}</code>" in page for name in content["schema"]["properties"])
+                assert all(f"<code>{name}</code>" in page for name in content["schema"].get("properties", ()))
+                assert escape(content["schema"].get("description", "")) in page
+            for answer in operation["responses"].values():
+                for kind, content in answer.get("content", {}).items():
+                    assert kind in page and escape(content["schema"].get("description", "")) in page
     for schema in description["components"]["schemas"].values():
         assert all(f"<code>{name}</code>" in page for name in schema["properties"])
     assert "<script" not in page and " src=" not in page and "://" not in page
