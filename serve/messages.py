@@ -97,9 +97,11 @@ class EngineState:
         replica: by which the engine is named among several.
         versions: who answers, the main model first.
         release: what answers, as the ``user_config`` said it.
+        wanted: what the ``user_config`` says; the same once it is loaded.
         loading: version that is being loaded beside, or empty.
         problem: why the release that was last wanted does not answer, or empty.
         lost: why this engine answers nothing more, or empty.
+        running: jobs that it answers now.
     """
 
     source: str
@@ -110,6 +112,8 @@ class EngineState:
     replica: str = ""
     versions: tuple[Share, ...] = ()
     release: dict[str, Any] = field(default_factory=dict)
+    wanted: dict[str, Any] = field(default_factory=dict)
     loading: str = ""
     problem: str = ""
     lost: str = ""
+    running: int = 0

@@ -45,9 +45,11 @@ class Release(ModelSource):
 
     Attributes:
         canary: what answers a part of the requests instead, or None.
+        previous: what answered before, to go back to, or None.
     """
 
     canary: Canary | None = None
+    previous: ModelSource | None = None
 
     @property
     def sources(self) -> tuple[ModelSource, ...]:

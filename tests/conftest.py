@@ -17,6 +17,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
+    # Replicas follow the load within seconds, and what the proxy itself says is seen as behind `padt serve`.
+    RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S="0.5",
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="serve.ingress.proxy:middlewares",
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -19,6 +19,7 @@ from jobs.cli.explain import app as explain_app
 from jobs.cli.export import app as export_app
 from jobs.cli.models import app as models_app
 from jobs.cli.prepare import app as prepare_app
+from jobs.cli.serve import app as serve_app
 from jobs.cli.stage_lines import StageLines, stages_table
 from jobs.cli.verb import config_names, examples, recipe_names
 from jobs.common import console
@@ -43,6 +44,7 @@ EXTRAS = {
     "explain": "train",
     "export": "train",  # only for models of the registry
     "serve": "serve",
+    "reload": "serve",
     "submit": "train",
 }
 VERBS = tuple(EXTRAS)
@@ -74,6 +76,7 @@ app.add_typer(models_app)
 app.add_typer(export_app)
 app.add_typer(calibrate_app)
 app.add_typer(explain_app)
+app.add_typer(serve_app)
 
 OPTIONAL_PACKAGES = {
     *("ray", "deepspeed", "accelerate", "mlflow"),
@@ -197,60 +200,6 @@ def run(
     console.out.print(stages_table(result))
     console.out.print(console.metrics_table("Scores", result.scores))
     console.out.print(f"summary: {result.summary_path}")
-
-
-@app.command(
-    **examples(
-        "padt serve models:/padt@champion",
-        'curl -F image=@photo.jpg -F task=detect -F names="person,dog" http://127.0.0.1:8000/v1/predict',
-    )
-)
-def serve(
-    model: Annotated[str, typer.Argument(help="Model folder or its URL, or a registered one: models:/padt@champion.")],
-    host: Annotated[str, typer.Option(help="Interface to listen on; 0.0.0.0 = all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    engine_replicas: Annotated[int, typer.Option(min=1)] = 1,
-    engine_gpus: Annotated[float, typer.Option(min=0, help="GPUs of one engine.")] = 0.0,
-    keys_file: Annotated[
-        str | None,
-        typer.Option(help="File of keys, NAME:KEY in lines; read again when it changes. More are in PADT_API_KEYS."),
-    ] = None,
-    allow_anyone: Annotated[
-        bool, typer.Option("--allow-anyone", help="Answer other machines without keys too.")
-    ] = False,
-    max_rows: Annotated[int, typer.Option(min=1, help="Most answers that an engine writes at a time.")] = 16,
-    request_log: Annotated[
-        str, typer.Option(metavar="FILE", help="Add a line of JSON for each request, without words and pictures.")
-    ] = "",
-    sample_folder: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Keep questions, pictures and answers here, for `padt prepare`.")
-    ] = "",
-    sample_share: Annotated[float, typer.Option(min=0, max=1, help="Part of the questions that is kept.")] = 0.0,
-    trace_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Part of the requests of which MLflow gets a trace.")
-    ] = 0.0,
-) -> None:
-    """Serve a model over HTTP until Ctrl-C."""
-    from jobs.inference.serve import Served, run_serve
-
-    def announce(served: Served) -> None:
-        console.out.print(f"{served.model} answers at {served.url}/v1/predict (description: {served.url}/docs)")
-
-    run_serve(
-        model,
-        host,
-        port,
-        announce,
-        engine_replicas=engine_replicas,
-        engine_gpus=engine_gpus,
-        max_rows=max_rows,
-        keys_file=keys_file,
-        allow_anyone=allow_anyone,
-        request_log=request_log,
-        sample_folder=sample_folder,
-        sample_share=sample_share,
-        trace_share=trace_share,
-    )
 
 
 @app.command(

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import socket
 import threading
@@ -19,19 +20,26 @@ from jobs.inference.served_tag import served_tag
 from padt.errors import UserError
 
 if TYPE_CHECKING:
-    from serve.settings import AppArgs
+    from serve.settings import ServerArgs
 
 logger = logging.getLogger(__name__)
-
-APP_NAME = "padt"
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model that answers. ``url`` is the address for requests from this machine."""
+    """A model that answers.
+
+    Attributes:
+        url: address for requests from this machine.
+        model: folder.
+        version: what answers call the model.
+        cluster: address of the Ray that it runs on.
+    """
 
     url: str
     model: str
+    version: str = ""
+    cluster: str = ""
 
 
 @contextmanager
@@ -45,7 +53,7 @@ def serving(
         host: interface to listen on; ``0.0.0.0`` = all.
         port: 0 takes a free one.
         ready_timeout_s: longest wait for the first answer once the engine has started.
-        settings: further fields of ``serve.settings.AppArgs``.
+        settings: fields of ``serve.settings.ServerArgs``.
 
     Raises:
         UserError: the model is not there, a setting is wrong, the port is taken, strangers could ask, or the
@@ -54,11 +62,10 @@ def serving(
     from pydantic import ValidationError
 
     from jobs.common.model_reference import find_model
+    from jobs.inference.reload import as_source
 
     found = find_model(model)
-    folder = str(found.path)
-    if found.name is not None:
-        settings = {"version": f"{found.name}/{found.version}", **settings}
+    source = as_source(found)
     if settings.get("trace_share"):
         # Replicas need not have this process's environment.
         settings = {"trace_uri": tracking_uri(), **settings}
@@ -67,59 +74,101 @@ def serving(
             # Nor its working folder.
             settings[name] = str(Path(settings[name]).resolve())
     port = _free_port(host, port)
-    from serve.settings import AppArgs
+    from serve.settings import Release, ServerArgs
 
     try:
-        args = AppArgs(model=folder, **settings)
+        args = ServerArgs(**settings)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"]) or "settings"
         raise UserError(f"{name}: {problem['msg'].removeprefix('Value error, ')}.") from error
     _check_who_may_ask(host, args)
+    # For the proxies of a local Ray, whose own refusals are plain text; those of a cluster have its environment.
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.ingress.proxy:middlewares")
 
     from jobs.common.ray_session import ray_session
 
     with ray_session():
+        import ray
         from ray import serve
 
-        from serve.app import build
+        from serve.control import APP_NAME, DeployError, application, deploy
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
         try:
             # Returns when the engine has loaded its model, or raises when it could not.
-            serve.run(build(args), name=APP_NAME, route_prefix="/", blocking=False)
-            served = Served(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", folder)
-            _wait_until_ready(served.url, ready_timeout_s)
-        except RuntimeError as error:
+            deploy(application(args, Release(**source.model_dump())))
+            url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+            _wait_until_ready(url, ready_timeout_s)
+        except DeployError as error:
             serve.delete(APP_NAME)
             raise UserError(f"The engine did not start: {_last_line(str(error))}") from error
         try:
-            with served_tag(found, served.url):
-                yield served
+            with served_tag(found, url):
+                yield Served(url, source.model, source.label, ray.get_runtime_context().gcs_address)
         finally:
             # Only what this call has put there: the cluster's Serve may hold other applications.
             serve.delete(APP_NAME)
 
 
 def run_serve(
-    model: str, host: str, port: int, announce: Callable[[Served], None] = lambda served: None, **settings: Any
+    model: str,
+    host: str,
+    port: int,
+    announce: Callable[[Served], None] = lambda served: None,
+    *,
+    watch_s: float = 0.0,
+    **settings: Any,
 ) -> None:
-    """Serve a model until the process is told to stop (Ctrl-C or SIGTERM); see ``serving`` for the arguments."""
+    """Serve a model until the process is told to stop (Ctrl-C or SIGTERM), and then finish what has been asked.
+
+    Args:
+        model: see ``serving``.
+        host: see ``serving``.
+        port: see ``serving``.
+        announce: told once it answers.
+        watch_s: look so often whether the model's alias in the registry names another version, and serve that one
+            without a pause; 0 = never.
+        settings: see ``serving``.
+
+    Raises:
+        UserError: see ``serving``; or there is nothing to watch.
+    """
+    from jobs.inference.reload import Watcher, check_watchable
+
+    if watch_s:
+        check_watchable(model)
     stop = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: _stop_once(stop))}
     try:
         with serving(model, host, port, **settings) as served:
+            # Before this Ctrl-C interrupts the start, from here on it asks for the end.
+            previous[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: _stop_once(stop))
             announce(served)
-            while not stop.wait(1.0):
-                pass
+            watcher = Watcher(model, served.version)
+            while not stop.wait(watch_s or 1.0):
+                if watch_s:
+                    watcher.look()
+            from serve.control import drain
+            from serve.settings import ServerArgs
+
+            logger.info("Stopping: finishing what has been asked; once more to stop at once")
+            drain(ServerArgs(**settings).request_timeout_s)
     except KeyboardInterrupt:
         logger.info("Stopped")
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _check_who_may_ask(host: str, args: "AppArgs") -> None:
+def _stop_once(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise KeyboardInterrupt
+    stop.set()
+
+
+def _check_who_may_ask(host: str, args: "ServerArgs") -> None:
     """Refuse to open a model to a network without keys, unless that is what is wanted."""
     from serve.ingress.gate import is_local
     from serve.ingress.keys import KEYS_VARIABLE, KeyRing

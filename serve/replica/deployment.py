@@ -157,7 +157,7 @@ class Engine:
     async def state(self) -> EngineState:
         """How the engine is; answers only once the model is loaded and warm."""
         lineup, main = self._lineup, self._lineup.main
-        assert lineup.release is not None
+        assert lineup.release is not None and lineup.wanted is not None
         return EngineState(
             source=main.source.model,
             device=main.device,
@@ -167,9 +167,11 @@ class Engine:
             replica=self._replica,
             versions=lineup.shares,
             release=lineup.release.model_dump(),
+            wanted=lineup.wanted.model_dump(),
             loading=lineup.loading,
             problem=lineup.problem,
             lost=main.lost,
+            running=lineup.running,
         )
 
     async def check_health(self) -> None:

@@ -19,6 +19,7 @@ class Lineup:
 
     Attributes:
         release: what answers; None before the first.
+        wanted: what shall answer; the same once it is loaded.
         loading: name of the version that is being loaded beside, or empty.
         problem: why the release that was last wanted does not answer, or empty.
     """
@@ -33,7 +34,7 @@ class Lineup:
         self.loading = ""
         self.problem = ""
         self._load = load
-        self._wanted: Release | None = None
+        self.wanted: Release | None = None
         self._versions: dict[ModelSource, Version] = {}
         self._users: Counter[Version] = Counter()
         self._leaving: set[Version] = set()
@@ -49,7 +50,7 @@ class Lineup:
         Raises:
             UserError: the first model cannot be loaded.
         """
-        self._wanted = release
+        self.wanted, self.problem = release, ""
         if self.release is None:
             main = release.sources[0]
             self._versions[main] = await asyncio.to_thread(self._load, main)
@@ -60,8 +61,8 @@ class Lineup:
     async def _follow(self) -> None:
         """Load what is wanted until it answers, or cannot."""
         failed: Release | None = None
-        while (wanted := self._wanted) not in (self.release, failed):
-            assert wanted is not None and self._wanted is not None
+        while (wanted := self.wanted) not in (self.release, failed):
+            assert wanted is not None and self.wanted is not None
             try:
                 for source in wanted.sources:
                     if source not in self._versions:
@@ -71,17 +72,16 @@ class Lineup:
                 # Whatever ails a new model is told to whoever wanted it, and costs nobody an answer.
                 logger.exception("%s cannot be loaded; what answered goes on", self.loading)
                 failed = wanted
-                self.problem = f"{self.loading} cannot be loaded: {error}"
+                if wanted is self.wanted:
+                    self.problem = f"{self.loading} cannot be loaded: {error}"
             else:
                 # Something else may be wanted by now.
-                if wanted is self._wanted:
+                if wanted is self.wanted:
                     self.release, self.problem = wanted, ""
                     logger.info("%s answers", ", ".join(source.label for source in wanted.sources))
             finally:
                 self.loading = ""
-            self._let_go(() if self._wanted is failed else self._wanted.sources)
-        if failed is None:
-            self.problem = ""
+            self._let_go(() if self.wanted is failed else self.wanted.sources)
 
     def _let_go(self, wanted: tuple[ModelSource, ...]) -> None:
         """Close the versions that neither answer nor are wanted, as soon as nobody waits for them."""
@@ -136,6 +136,11 @@ class Lineup:
         percent = self.release.canary.percent if self.release.canary is not None else 0.0
         rest = Share(main.name, main.fingerprint, main.source.model, 100.0 - percent)
         return (rest, *(Share(one.name, one.fingerprint, one.source.model, percent) for one in canaries))
+
+    @property
+    def running(self) -> int:
+        """How many requests are being answered."""
+        return self._users.total()
 
     @property
     def stalled_s(self) -> float:

@@ -195,6 +195,7 @@ def test_percents_are_even() -> None:
     assert set(found) == set(range(10)) and all(400 < count < 600 for count in found.values())
 
 
+@pytest.mark.slow
 def test_under_load_every_answer_is_that_of_the_version_it_names_and_old_memory_is_freed(tmp_path: Path) -> None:
     from padt import save_model
 
