@@ -66,6 +66,8 @@ class PictureRouter(RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Groups of engines, in the order in which they are tried."""
+        # Jobs that come together are placed one after the other: each has to be counted before the next.
+        await asyncio.sleep(0)
         names = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         if pending_request is None:
             return [candidate_replicas]

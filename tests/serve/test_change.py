@@ -1,7 +1,6 @@
-"""The running application under load, on a real Ray: reload, canary and back, deaths, more and fewer engines, the end."""
+"""The running application under load, on a real Ray: reload, canary and back, deaths of engines, the end."""
 
 import base64
-import io
 import threading
 import time
 from collections import Counter
@@ -16,7 +15,6 @@ import pytest
 pytest.importorskip("ray.serve")
 
 import ray  # noqa: E402
-from PIL import Image  # noqa: E402
 from ray import serve  # noqa: E402
 
 from jobs.inference.reload import next_release, release_before, source_of  # noqa: E402
@@ -26,8 +24,7 @@ from padt.errors import UserError  # noqa: E402
 from padt.inference.predict import predict  # noqa: E402
 from padt.inference.requests import GenerationSettings, caption_request  # noqa: E402
 from serve import control  # noqa: E402
-from serve.messages import EngineState, Job  # noqa: E402
-from serve.replica.routing import session  # noqa: E402
+from serve.messages import EngineState  # noqa: E402
 from serve.settings import Release  # noqa: E402
 from tests.jobs.inference.test_serve import picture  # noqa: E402
 from tests.padt.tiny import tiny_model  # noqa: E402
@@ -169,21 +166,6 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one_everywhere(served: Ser
     assert Load(served.url).ask(0).status_code == 200
 
 
-def outcomes_of(key: str, many: int, tokens: int = 2) -> Counter:
-    """Which engines answer jobs with a picture's key."""
-    handle = serve.get_deployment_handle("Engine", control.APP_NAME)
-    job = Job((Image.new("RGB", (56, 56)),), caption_request(), GenerationSettings(max_new_tokens=tokens))
-    calls = [handle.options(session_id=session(key)).answer.remote(job) for _ in range(many)]
-    return Counter(call.result(timeout_s=60).replica for call in calls)
-
-
-def test_a_picture_stays_with_its_engine_until_that_one_is_full(served: Served) -> None:
-    found = [outcomes_of(f"picture-{number}", 2) for number in range(12)]
-    assert all(len(one) == 1 for one in found), "a picture was seen by two engines"
-    assert len({name for one in found for name in one}) == 2, "no engine but one was asked"
-    assert len(outcomes_of("everybody's", 24, tokens=200)) == 2, "one picture that all ask about stayed with one engine"
-
-
 def test_engines_that_are_killed_cost_no_request(served: Served, expected: dict[str, list[str]]) -> None:
     load = Load(served.url)
     with load.running():
@@ -228,47 +210,3 @@ def test_the_end_refuses_and_finishes_what_runs(served: Served) -> None:
     assert httpx.get(f"{served.url}/readyz").status_code == 503
     asking.join()
     assert answers[0].status_code in (200, 503)
-
-
-def engines_become(number: int, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while (found := len(control.engine_states())) != number:
-        assert time.monotonic() < deadline, f"{found} engines in place of {number} after {timeout_s:g} s"
-        time.sleep(0.2)
-
-
-@pytest.mark.parametrize("kind", ["answer", "stream"])
-def test_engines_follow_the_load(ray_cluster: None, folders: list[str], kind: str) -> None:
-    scaling = {
-        "min_replicas": 1,
-        "max_replicas": 2,
-        "target_ongoing_requests": 2,
-        "upscale_delay_s": 0.5,
-        "downscale_delay_s": 1.0,
-        "look_back_period_s": 2.0,
-    }
-    serve.shutdown()
-    stop = threading.Event()
-    with serving(folders[0], port=0, engine_replicas=scaling, **SETTINGS):
-        handle = serve.get_deployment_handle("Engine", control.APP_NAME)
-        job = Job((Image.open(io.BytesIO(PICTURES[0])),), caption_request(), GenerationSettings(max_new_tokens=200))
-
-        def ask() -> None:
-            while not stop.is_set():
-                if kind == "answer":
-                    handle.answer.remote(job).result(timeout_s=60)
-                else:
-                    assert list(handle.options(stream=True).stream.remote(job))
-
-        engines_become(1, 5)
-        threads = [threading.Thread(target=ask) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        try:
-            engines_become(2, 60)
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-        engines_become(1, 60)
-    serve.shutdown()
