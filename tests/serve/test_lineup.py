@@ -231,7 +231,7 @@ def test_under_load_every_answer_is_that_of_the_version_it_names_and_old_memory_
         old = weakref.ref(lineup.main.engine._model)
         clients = [asyncio.create_task(client(number)) for number in range(6)]
         await asyncio.sleep(0.3)
-        await lineup.change(one.model_copy(update={"canary": Canary(**two.model_dump(exclude={"canary"}), percent=50)}))
+        await lineup.change(one.model_copy(update={"canary": Canary(**two.sources[0].model_dump(), percent=50)}))
         while lineup.release == one:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.5)
