@@ -73,6 +73,8 @@ def served(ray_cluster: None, folders: list[str]) -> Iterator[Served]:
     serve.shutdown()
     with serving(folders[0], port=0, engine_replicas=2, **SETTINGS) as answering:
         yield answering
+    # The next one wants its own port.
+    serve.shutdown()
 
 
 class Load:

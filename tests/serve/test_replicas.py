@@ -62,7 +62,7 @@ def asker(ray_cluster: None) -> Iterator[DeploymentHandle]:
     yield serve.run(
         Asker.options(ray_actor_options={"num_cpus": 0}).bind(slow.bind()), name="routing", route_prefix=None
     )
-    serve.delete("routing")
+    serve.shutdown()
 
 
 def asked(asker: DeploymentHandle, keys: list[str]) -> list[str]:
@@ -135,3 +135,4 @@ def test_engines_follow_the_load_of_answers_and_of_streams(
             # Engines come and go without a loss.
             engines_become(1, 60)
             assert {outcome.trouble for outcome in results} == {None}
+    serve.shutdown()
