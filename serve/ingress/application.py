@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from padt import __version__
+from serve import page
 from serve.api.errors import RequestError, error_response
 from serve.ingress import batch, chat, predict, status
 
@@ -28,7 +29,7 @@ def application() -> FastAPI:
         exception_handlers={RequestError: request_error, HTTPException: http_error},
     )
     app.add_middleware(Unforeseen)
-    for part in (predict, chat, batch, status):
+    for part in (predict, chat, batch, status, page):
         app.include_router(part.router)
     return app
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve import page
 from serve.api.errors import error_response
 from serve.ingress.keys import KeyRing
 from serve.settings import ServerArgs
@@ -15,8 +16,7 @@ from serve.settings import ServerArgs
 REQUEST_ID = "x-request-id"
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 # Whoever watches over the server, and whoever opens the page to enter a key, has none.
-OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz", "/docs", "/openapi.json"})
-OPEN_FOLDERS = ("/samples/",)
+OPEN_PATHS = frozenset({*page.FILES, "/healthz", "/readyz", "/docs", "/openapi.json"})
 
 
 class Gate:
@@ -84,7 +84,7 @@ class Gate:
 
 def is_open(path: str) -> bool:
     """Whether a path needs no key."""
-    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
+    return path in OPEN_PATHS
 
 
 def is_local(client: Iterable | None) -> bool:

@@ -1,9 +1,8 @@
 """The page at ``/``: files of this folder, sent with headers that let a browser load nothing else."""
 
-import os
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 
@@ -27,16 +26,16 @@ HEADERS = {
     # Kept, but asked about each time (by ETag), so that page and script are never of two versions.
     "Cache-Control": "no-cache",
 }
+router = APIRouter()
 
 
-def add_page(api: FastAPI) -> None:
-    """Add the page's routes to an application. They are no part of its description for programs."""
-    for path in FILES:
-        api.add_route(path, _send, methods=["GET"], include_in_schema=False)
-
-
-async def _send(request: Request) -> Response:
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    response = await StaticFiles(directory=_FOLDER).get_response(os.path.normpath(FILES[path]), request.scope)
+async def send_file(request: Request) -> Response:
+    """A file of the page; 304 where the browser has it already."""
+    file = FILES[request.scope["route"].path]
+    response = await StaticFiles(directory=_FOLDER).get_response(file, request.scope)
     response.headers.update(HEADERS)
     return response
+
+
+for _path in FILES:
+    router.add_api_route(_path, send_file, methods=["GET", "HEAD"], include_in_schema=False)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.ingress.application import application
 from serve.ingress.desk import Desk
 from serve.ingress.gate import Gate
-from serve.ingress.keys import KeyRing
+from serve.ingress.keys import KEYS_VARIABLE, KeyRing
 from serve.settings import ServerArgs
 from tests.serve.fake_engine import Answers
 
@@ -61,9 +61,9 @@ class Handle:
         return self
 
 
-def served(engine: Answers, args: ServerArgs) -> ASGIApp:
-    """The application as a replica runs it, its gate included."""
-    gate = Gate(application(), args, KeyRing(None, {}))
+def served(engine: Answers, args: ServerArgs, keys: str = "") -> ASGIApp:
+    """The application as a replica runs it, its gate included; ``keys`` as in the environment."""
+    gate = Gate(application(), args, KeyRing(None, {KEYS_VARIABLE: keys}))
     desks: list[Desk] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
