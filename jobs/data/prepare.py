@@ -11,21 +11,22 @@ from jobs.common.progress_bar import Advance, counting, every_few_seconds
 from jobs.common.ray_session import ray_session
 from pipelines.dataset.losses import alarms
 from pipelines.dataset.manifest import Manifest
+from pipelines.prepare.execute import Execute, execute_tasks, on_cluster
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
-from pipelines.prepare.run import Execute, execute_on_ray, prepare
+from pipelines.prepare.run import prepare
 from pipelines.prepare.shards import ShardResult, ShardTask
 
 logger = logging.getLogger(__name__)
 
 
 def run_prepare(options: PrepareOptions) -> Manifest:
-    """Prepare one set on Ray; a finished one is returned as it is, a begun one completed.
+    """Prepare one set; a finished one is returned as it is, a begun one completed.
 
     Raises:
         UserError: see ``pipelines.prepare.run.prepare``.
     """
     logger.info("preparing %s from %s", options.out, options.annotations)
-    with _on_ray(options.num_cpus) as execute, Telling() as telling:
+    with _executing(options.num_cpus) as execute, Telling() as telling:
         manifest = prepare(
             options, execute=execute, on_read=telling.read, on_plan=telling.plan, on_progress=telling.progress
         )
@@ -62,7 +63,7 @@ def _tell_shared(out: str, manifest: Manifest) -> None:
 
 
 def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int, overwrite: bool = False) -> dict[str, Manifest]:
-    """Draw and prepare the toy set on Ray, and return its splits ``train`` and ``val``.
+    """Draw and prepare the toy set, and return its splits ``train`` and ``val``.
 
     Args and errors are those of ``pipelines.prepare.toy.prepare_toy``.
     """
@@ -70,7 +71,7 @@ def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int, overwrite
 
     logger.info("drawing %d and %d scenes for %s", scenes, heldout, out)
     drawn = every_few_seconds(lambda split, done, count: logger.info("drew %d of %d scenes (%s)", done, count, split))
-    with _on_ray() as execute, Telling() as telling:
+    with _executing() as execute, Telling() as telling:
         sets = prepare_toy(
             out,
             execute=execute,
@@ -144,30 +145,16 @@ def log_plan(plan: PlanSummary) -> None:
 
 
 @contextmanager
-def _on_ray(num_cpus: int | None = None) -> Iterator[Execute]:
-    """What writes shards on Ray, which starts with the first of them: a wrong file is told before."""
+def _executing(num_cpus: int | None = None) -> Iterator[Execute]:
+    """What writes shards; a cluster is joined with the first of them, so that a wrong file is told before."""
     with ExitStack() as opened:
 
         def execute(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
-            opened.enter_context(ray_session())
-            opened.enter_context(_quiet_ray_data())
-            return execute_on_ray(tasks, num_cpus)
+            if on_cluster():
+                opened.enter_context(ray_session())
+            return execute_tasks(tasks, num_cpus)
 
         yield execute
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Keep Ray Data's own lines off the terminal; it sets its level when it is imported, so that comes first."""
-    import ray.data  # noqa: F401
-
-    library = logging.getLogger("ray.data")
-    level = library.level
-    library.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        library.setLevel(level)
 
 
 def set_facts(url: str, manifest: Manifest) -> dict[str, Any]:

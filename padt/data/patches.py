@@ -6,55 +6,62 @@ shows. Coverage is the exact share of that rectangle which the object fills, pix
 and nothing is resized.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from padt.data.rle import RLE, runs, size
+from padt.data.rle import RLE, pieces, size
 from padt.errors import UserError
 
 FOREGROUND_SHARE = 1.0 / 28.0
 # Sums of areas that are exactly 1/28 may come out a rounding error below it.
 _ROUNDING = 1e-9
+# Columns of pixels, over all masks, that are looked at together.
+_MOST_COLUMNS = 1 << 15
 
 
 def coverage_of_rle(rle: RLE, grid_h: int, grid_w: int) -> np.ndarray:
     """Share of each patch that a run-length mask covers, ``(grid_h, grid_w)`` float64 in [0, 1].
 
-    The number of object pixels before position ``t`` of the column-major scan is piecewise linear in ``t`` with its
-    knots at the ends of the runs, so the part of a pixel column above any (fractional) height is one interpolation; so
-    is, over the columns' running sums, the part left of any (fractional) width.
-
     Raises:
         padt.data.rle.RLEError: the mask is damaged.
     """
-    height, width = size(rle)
-    lengths = runs(rle)
-    coverage = np.zeros((grid_h, grid_w))
-    ends = np.cumsum(lengths)
-    inside = lengths[1::2] > 0
-    if not inside.any():
-        return coverage
-    starts, stops = ends[0::2][: inside.size][inside], ends[1::2][inside]
-    first, last = int(starts[0] // height), int((stops[-1] - 1) // height) + 1
+    return coverage_of_rles([rle], grid_h, grid_w)[0]
 
-    knots = np.stack([starts, stops], axis=1).reshape(-1)
-    filled = np.cumsum(stops - starts)
-    before = np.stack([np.concatenate([[0], filled[:-1]]), filled], axis=1).reshape(-1)
-    # Runs that touch (one ends where the next begins) would give two knots at one place: keep the first of each.
-    distinct = np.concatenate([[True], np.diff(knots) > 0])
-    rows = np.arange(grid_h) * (height / grid_h)
-    scan = (np.arange(first, last)[:, None] * height + rows).reshape(-1)
-    above = np.interp(np.append(scan, last * height), knots[distinct], before[distinct])
-    columns = np.diff(above).reshape(last - first, grid_h)
 
-    left_of = np.zeros((last - first + 1, grid_h))
-    np.cumsum(columns, axis=0, out=left_of[1:])
-    bounds = np.clip(np.arange(grid_w + 1) * (width / grid_w) - first, 0, last - first)
-    whole = np.minimum(bounds.astype(np.int64), last - first - 1)
-    at_bounds = left_of[whole] + (bounds - whole)[:, None] * columns[whole]
-    np.divide(np.diff(at_bounds, axis=0).T, (height / grid_h) * (width / grid_w), out=coverage)
-    return np.clip(coverage, 0.0, 1.0, out=coverage)
+def coverage_of_rles(masks: Sequence[RLE], grid_h: int, grid_w: int) -> np.ndarray:
+    """Share of each patch that run-length masks of one image cover, ``(masks, grid_h, grid_w)`` float64 in [0, 1].
+
+    A run is cut where a pixel column ends. Of each piece only its two ends are looked at: an end adds what lies between
+    it and the next bound of a patch to its own patch, and a whole patch's height to all below, which the running sum
+    does. All numbers are whole (a pixel is ``grid_h`` by ``grid_w`` units, a patch ``height`` by ``width``), so the
+    sums are exact.
+
+    Raises:
+        padt.data.rle.RLEError: a mask is damaged.
+    """
+    height, width = size(masks[0])
+    column, top, bottom = pieces(masks)
+    mask, x = np.divmod(column, max(1, width))
+    # A pixel column may lie in several columns of patches: in more than two where patches are narrower than pixels.
+    straddled = 1 if width % grid_w == 0 else 1 - (-grid_w // max(1, width))
+    across = x * grid_w // max(1, width) + np.arange(straddled)[:, None]
+    right = np.minimum((x + 1) * grid_w, (across + 1) * width)
+    share = np.maximum(right - np.maximum(x * grid_w, across * width), 0)
+    # Two rows more than the grid has: for an end at the lower edge of the image, and what it adds below.
+    line = (mask * grid_w + np.minimum(across, grid_w - 1)) * (grid_h + 2)
+    places, units = [], []
+    for end, weight in ((top, share), (bottom, -share)):
+        down = end * grid_h // max(1, height)
+        rest = (down + 1) * height - end * grid_h
+        places += [line + down, line + down + 1]
+        units += [weight * rest, weight * (height - rest)]
+    shape = (len(masks), grid_w, grid_h + 2)
+    added = np.bincount(np.concatenate(places).reshape(-1), np.concatenate(units).reshape(-1), math.prod(shape))
+    covered = np.cumsum(added.reshape(shape), axis=2)[:, :, :grid_h]
+    return np.ascontiguousarray(covered.transpose(0, 2, 1)) / max(1, height * width)
 
 
 def coverage_of_box(box: Sequence[float] | np.ndarray, grid_h: int, grid_w: int) -> np.ndarray:
@@ -68,9 +75,40 @@ def foreground(coverage: np.ndarray) -> np.ndarray:
     return np.asarray(coverage) >= FOREGROUND_SHARE - _ROUNDING
 
 
+def packed_foreground(objects: Sequence[Mapping[str, Any]], grid_h: int, grid_w: int) -> list[bytes]:
+    """Foreground patches of the objects of one image, each packed (``pack_patches``).
+
+    Args:
+        objects: what a shard stores of each: ``rle``, or where that is None ``box``, xyxy normalised to [0, 1].
+        grid_h: rows of the image's patch grid.
+        grid_w: its columns.
+
+    Raises:
+        padt.data.rle.RLEError: a mask is damaged.
+    """
+    masks = [rle for item in objects if (rle := item.get("rle")) is not None]
+    # What is made on the way grows with the columns of pixels.
+    some = max(1, _MOST_COLUMNS // max(1, size(masks[0])[1])) if masks else 1
+    packed = (
+        bits.tobytes()
+        for first in range(0, len(masks), some)
+        for bits in _packed(foreground(coverage_of_rles(masks[first : first + some], grid_h, grid_w)))
+    )
+    return [
+        pack_patches(foreground(coverage_of_box(item["box"], grid_h, grid_w)))
+        if item.get("rle") is None
+        else next(packed)
+        for item in objects
+    ]
+
+
+def _packed(patches: np.ndarray) -> np.ndarray:
+    return np.packbits(patches.reshape(len(patches), -1), axis=1, bitorder="little")
+
+
 def pack_patches(patches: np.ndarray) -> bytes:
     """Foreground patches ``(grid_h, grid_w)`` as bits: row-major, least significant first (as Arrow's bitmaps)."""
-    return np.packbits(np.asarray(patches, dtype=bool).reshape(-1), bitorder="little").tobytes()
+    return _packed(np.asarray(patches, dtype=bool)[None]).tobytes()
 
 
 def unpack_patches(packed: bytes, count: int) -> np.ndarray:

@@ -62,7 +62,7 @@ def mirror(rle: RLE) -> dict[str, Any]:
         RLEError: the runs are damaged or do not fill the size.
     """
     height, width = size(rle)
-    column, top, bottom = _pieces(rle)
+    column, top, bottom = pieces([rle])
     order = np.argsort(-column, kind="stable")
     return _of_pieces(width - 1 - column[order], top[order], bottom[order], height, width)
 
@@ -76,7 +76,7 @@ def crop(rle: RLE, x0: int, y0: int, x1: int, y1: int) -> dict[str, Any]:
     height, width = size(rle)
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise RLEError(f"The window ({x0}, {y0}) to ({x1}, {y1}) does not lie in a mask of {height}x{width} pixels.")
-    column, top, bottom = _pieces(rle)
+    column, top, bottom = pieces([rle])
     top, bottom = np.clip(top, y0, y1) - y0, np.clip(bottom, y0, y1) - y0
     kept = (column >= x0) & (column < x1) & (bottom > top)
     return _of_pieces(column[kept] - x0, top[kept], bottom[kept], y1 - y0, x1 - x0)
@@ -89,7 +89,7 @@ def resize(rle: RLE, height: int, width: int) -> dict[str, Any]:
         RLEError: the runs are damaged or do not fill the size.
     """
     old_height, old_width = size(rle)
-    column, top, bottom = _pieces(rle)
+    column, top, bottom = pieces([rle])
     # A new pixel takes what lies under its centre: row r shows the old row floor((r + 1/2) * old / new).
     top = -((old_height - 2 * top * height) // (2 * old_height))
     bottom = -((old_height - 2 * bottom * height) // (2 * old_height))
@@ -108,27 +108,44 @@ def bounds(rle: RLE) -> tuple[int, int, int, int] | None:
     Raises:
         RLEError: the runs are damaged or do not fill the size.
     """
-    column, top, bottom = _pieces(rle)
+    column, top, bottom = pieces([rle])
     if not len(column):
         return None
     return int(column[0]), int(top.min()), int(column[-1]) + 1, int(bottom.max())
 
 
-def _pieces(rle: RLE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Object runs, cut where a pixel column ends: column, first row, and row after the last; three of ``(n,)``."""
-    height, _ = size(rle)
-    lengths = runs(rle)
+def pieces(masks: Sequence[RLE]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Object runs of masks, all of one size, cut where a pixel column ends.
+
+    Returns:
+        Column, first row, and row after the last, three of ``(n,)`` int64. Columns are counted on from mask to mask:
+        column ``x`` of mask ``i`` is ``i * width + x``.
+
+    Raises:
+        RLEError: the runs of a mask are damaged or do not fill the size.
+    """
+    height, _ = size(masks[0])
+    lengths, counts = _runs_of_all(masks)
     ends = np.cumsum(lengths)
-    inside = lengths[1::2] > 0
-    stops = ends[1::2][inside]
-    starts = stops - lengths[1::2][inside]
+    # Every mask begins with background: its second run, and every other one from there, is the object's.
+    inside = (_places(counts) % 2 == 1) & (lengths > 0)
+    stops = ends[inside]
+    starts = stops - lengths[inside]
     first, last = starts // max(1, height), (stops - 1) // max(1, height)
-    counts = last - first + 1
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    column = np.repeat(first, counts) + place
-    top = np.where(place == 0, np.repeat(starts - first * height, counts), 0)
-    bottom = np.where(column == np.repeat(last, counts), np.repeat(stops - last * height, counts), height)
+    crossed = last - first + 1
+    place = _places(crossed)
+    column = np.repeat(first, crossed) + place
+    top = np.where(place == 0, np.repeat(starts - first * height, crossed), 0)
+    bottom = np.where(column == np.repeat(last, crossed), np.repeat(stops - last * height, crossed), height)
     return column, top, bottom
+
+
+def _places(counts: np.ndarray) -> np.ndarray:
+    """``0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1``, and so on."""
+    if len(counts) == 1:
+        return np.arange(counts[0])
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
 
 
 def _of_pieces(column: np.ndarray, top: np.ndarray, bottom: np.ndarray, height: int, width: int) -> dict[str, Any]:
@@ -151,21 +168,50 @@ def runs(rle: RLE) -> np.ndarray:
     height, width = size(rle)
     counts = rle.get("counts")
     if isinstance(counts, str | bytes | bytearray | memoryview):
-        lengths = _runs_of_text(counts)
+        lengths, _ = _numbers_of_text(_letters(counts))
+        # From the fourth on, every number is a difference to the run two places before.
+        lengths[1::2] = np.cumsum(lengths[1::2])
+        lengths[2::2] = np.cumsum(lengths[2::2])
     elif isinstance(counts, Sequence | np.ndarray):
         lengths = _runs_of_list(counts)
     else:
         raise RLEError(f"A mask's 'counts' is {type(counts).__name__}: give COCO's compressed text or a list of runs.")
+    _check_runs(lengths, lengths.sum(keepdims=True), height, width)
+    return lengths
+
+
+def _runs_of_all(masks: Sequence[RLE]) -> tuple[np.ndarray, np.ndarray]:
+    """Run lengths ``(n,)`` of masks of one size, one mask after the other, and how many each has, ``(masks,)``."""
+    texts = [text for mask in masks if isinstance(text := mask.get("counts"), str | bytes) and text]
+    if len(masks) == 1 or len(texts) < len(masks):
+        each = [runs(mask) for mask in masks]
+        return np.concatenate(each), np.array([len(lengths) for lengths in each])
+    letters = [_letters(text) for text in texts]
+    stops = np.cumsum([len(text) for text in letters])
+    values, ends = _numbers_of_text(b"".join(letters))
+    last = np.searchsorted(ends, stops - 1)
+    if not np.array_equal(ends[np.minimum(last, ends.size - 1)], stops - 1):
+        raise RLEError("A mask's 'counts' is cut off.")
+    counts = np.diff(last + 1, prepend=0)
+    number = _places(counts)
+    odd, even = number % 2 == 1, (number % 2 == 0) & (number > 0)
+    values[odd] = _sums_within(values[odd], counts // 2)
+    values[even] = _sums_within(values[even], (counts - 1) // 2)
+    _check_runs(values, np.add.reduceat(values, last + 1 - counts), *size(masks[0]))
+    return values, counts
+
+
+def _check_runs(lengths: np.ndarray, covered: np.ndarray, height: int, width: int) -> None:
+    """Args: lengths: runs of one mask or several; covered: pixels of each mask, object and background."""
     # Sums of runs beyond the image could wrap around and look right.
     if lengths.size and not 0 <= lengths.min() <= lengths.max() <= height * width:
         wrong = lengths.min() if lengths.min() < 0 else lengths.max()
         raise RLEError(f"A mask of {height}x{width} has a run of {wrong} pixels: its 'counts' are damaged.")
-    if lengths.sum() != height * width:
+    if (covered != height * width).any():
         raise RLEError(
-            f"A mask's runs cover {lengths.sum()} pixels but its size is {height}x{width} (height x width): "
-            "its 'counts' or 'size' are damaged."
+            f"A mask's runs cover {covered[covered != height * width][0]} pixels but its size is {height}x{width} "
+            "(height x width): its 'counts' or 'size' are damaged."
         )
-    return lengths
 
 
 def from_runs(lengths: np.ndarray | Sequence[int], height: int, width: int) -> dict[str, Any]:
@@ -198,14 +244,18 @@ def _runs_of_list(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _runs_of_text(counts: str | bytes | bytearray | memoryview) -> np.ndarray:
+def _letters(counts: str | bytes | bytearray | memoryview) -> bytes:
     try:
-        raw = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+        return counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
     except UnicodeEncodeError as error:
         raise RLEError("A mask's 'counts' has letters that COCO's compressed text does not use.") from error
+
+
+def _numbers_of_text(raw: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers in compressed text as they are written, not yet added up, and the place of each one's last letter."""
     letters = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
     if letters.size == 0:
-        return np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if letters.min() < 0 or letters.max() > 63:
         raise RLEError("A mask's 'counts' has letters that COCO's compressed text does not use.")
     last = (letters & 32) == 0
@@ -219,10 +269,14 @@ def _runs_of_text(counts: str | bytes | bytearray | memoryview) -> np.ndarray:
     values = np.add.reduceat((letters & 31) << (5 * place), starts)
     negative = (letters[ends] & 16) != 0
     values -= np.where(negative, np.int64(1) << (5 * (place[ends] + 1)), 0)
-    # From the fourth on, every number is a difference to the run two places before.
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
+    return values, ends
+
+
+def _sums_within(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Running sums that begin afresh after every ``counts`` values."""
+    sums = np.cumsum(values)
+    before = np.concatenate([[0], sums])[np.cumsum(counts) - counts]
+    return sums - np.repeat(before, counts)
 
 
 def _text_of_runs(lengths: np.ndarray) -> str:

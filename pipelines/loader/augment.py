@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from padt.data.image import MAX_ASPECT_RATIO, PATCH, ResizePolicy, open_image
-from padt.data.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
+from padt.data.patches import pack_patches, packed_foreground
 from padt.data.rle import area, bounds, crop, mirror
 from padt.data.tasks import TASKS
 from padt.errors import UserError, check_range
@@ -153,7 +153,8 @@ def view_row(row: Row, view: View, min_visible: float = 0.5) -> Row:
         row = _cut(row, view.window, min_visible)
     if view.mirrored:
         row = _mirror(row)
-    objects = [{**entry, "patches": _patches(entry, grid)} for entry in row["objects"]]
+    patches = _patches(row["objects"], grid)
+    objects = [{**entry, "patches": each} for entry, each in zip(row["objects"], patches, strict=True)]
     return {**row, "objects": objects, "grid_h": grid[0], "grid_w": grid[1]}
 
 
@@ -260,10 +261,7 @@ def _mirrored_texts(items: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [{**item, "text": text} for item, text in told if text is not None]
 
 
-def _patches(entry: Mapping[str, Any], grid: tuple[int, int]) -> bytes:
-    if entry.get("hidden"):
-        return pack_patches(np.zeros(grid, bool))
-    rle = entry.get("rle")
-    return pack_patches(
-        foreground(coverage_of_rle(rle, *grid) if rle is not None else coverage_of_box(entry["box"], *grid))
-    )
+def _patches(objects: Sequence[Row], grid: tuple[int, int]) -> list[bytes]:
+    none = pack_patches(np.zeros(grid, bool))
+    packed = packed_foreground(objects, *grid)
+    return [none if entry.get("hidden") else patches for entry, patches in zip(objects, packed, strict=True)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from padt.data import rle
-from padt.data.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches
+from padt.data.patches import packed_foreground
 from pipelines.sources.base import Piece, Reject, annotation_id, number_of
 from pipelines.sources.boxes import (
     Corners,
@@ -94,7 +94,7 @@ def build_objects(
                 raise ItemError("duplicate_annotation_id")
             if proof is not None:
                 raise ItemError("drawn_before_turn", proof)
-            item = _object(value, ann_id, size, grid, categories, found)
+            item = _object(value, ann_id, size, categories, found)
         except ItemError as error:
             found.rejects.append(Reject(image_id, "object", error.reason, str(error), ann_id))
             if ann_id is not None and ann_id not in found.places:
@@ -104,6 +104,8 @@ def build_objects(
         found.signs["crowds"] += item["iscrowd"]
         found.places[ann_id] = len(found.items)
         found.items.append(item)
+    for item, patches in zip(found.items, packed_foreground(found.items, *grid), strict=True):
+        item["patches"] = patches
     return found
 
 
@@ -125,7 +127,7 @@ def _drawn_before_turn(values: Sequence[dict[str, Any]], width: int, height: int
     return None
 
 
-def _object(value, ann_id, size, grid, categories, found: ImageObjects) -> dict[str, Any]:
+def _object(value, ann_id, size, categories, found: ImageObjects) -> dict[str, Any]:
     category = annotation_id(value.get("category_id"))
     if category is None or category not in categories:
         raise ItemError("category_unknown", _unknown(value.get("category_id"), categories))
@@ -144,7 +146,6 @@ def _object(value, ann_id, size, grid, categories, found: ImageObjects) -> dict[
     found.repairs["polygons_left_out"] += read.left_out
     if read.lost is not None:
         found.repairs[read.lost] += 1
-    coverage = coverage_of_box(box, *grid) if read.mask is None else coverage_of_rle(read.mask, *grid)
     return {
         "ann_id": ann_id,
         "category_id": category,
@@ -152,7 +153,6 @@ def _object(value, ann_id, size, grid, categories, found: ImageObjects) -> dict[
         "box": box,
         "area": _area(value.get("area"), read.mask, box, width, height),
         "iscrowd": value.get("iscrowd") in (1, "1", "true", "True"),
-        "patches": pack_patches(foreground(coverage)),
         "rle": read.mask,
     }
 

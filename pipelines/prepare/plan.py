@@ -205,10 +205,13 @@ def read_group(folder: Folder, number: int) -> ShardGroup:
         for image_id, name, width, height, names, embedded, places, size, missing in head["images"]
     ]
     pieces: dict[str, list[Piece]] = {image.entry.image_id: [] for image in images}
+    # Lines begin with the id as JSON has it, always written in one way: it is found without being read.
+    places = {json.dumps(image_id): (image_id, its) for image_id, its in pieces.items()}
     for line in lines:
         if line:
-            image_id, kind, text = line.decode().split("\t", 2)
-            pieces[json.loads(image_id)].append(Piece(json.loads(image_id), kind, text))  # type: ignore[arg-type]
+            written, kind, text = line.decode().split("\t", 2)
+            image_id, its = places[written]
+            its.append(Piece(image_id, kind, text))  # type: ignore[arg-type]
     grids = {(height, width): (grid_h, grid_w) for height, width, grid_h, grid_w in head["grids"]}
     return ShardGroup(images, pieces, grids)
 

@@ -1,16 +1,16 @@
 """Preparation: raw annotations and images to a data set of shards.
 
-``prepare`` plans, runs one task for each shard that is not yet complete (on Ray Data, or in this process), and finishes
-with the report and, last of all, the manifest. Killed at any moment, the same call does only what is left.
+``prepare`` plans, runs one task for each shard that is not yet complete (on a Ray cluster, or in processes of this
+machine), and finishes with the report and, last of all, the manifest. Killed at any moment, the same call does only
+what is left.
 """
 
 import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from rich.filesize import decimal
 
@@ -22,25 +22,23 @@ from pipelines.images.folders import ImageFolders
 from pipelines.images.locate import PlannedImage, described, locate_images
 from pipelines.io.reading import hash_file, is_local
 from pipelines.io.storage import Folder
-from pipelines.io.transport import transport_errors
 from pipelines.prepare.claim import claimed
+from pipelines.prepare.execute import Execute, execute_tasks
 from pipelines.prepare.finalize import finish
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
 from pipelines.prepare.plan import PLAN_NAME, SetPlan, cut_shards, plan_hash, read_plan, write_groups
 from pipelines.prepare.rows import RowContext
-from pipelines.prepare.shards import ShardResult, ShardTask, finished, write_rejects, write_shard
+from pipelines.prepare.shards import ShardResult, ShardTask, finished, write_rejects
 from pipelines.prepare.target import NEXT, end_replacement, finished_set, is_taken, next_folder, replace_by_next
 from pipelines.sources.base import Reject, Source
 
-__all__ = ["Execute", "PlanSummary", "PrepareOptions", "Progress", "execute_here", "execute_on_ray", "prepare"]
+__all__ = ["PlanSummary", "PrepareOptions", "Progress", "prepare"]
 
 log = logging.getLogger(__name__)
 
 # Images that one core checks and writes in a second, for the first estimate of the time.
 _IMAGES_PER_SECOND = 150
 _UNPLACED = "rejected/unplaced.parquet"
-
-Execute = Callable[[Sequence[ShardTask]], Iterable[ShardResult]]
 
 
 def prepare(
@@ -57,7 +55,7 @@ def prepare(
 
     Args:
         options: what to prepare, and how.
-        execute: runs the shards' tasks and yields results in any order; Ray Data if not given.
+        execute: runs the shards' tasks and yields results in any order; ``execute_tasks`` if not given.
         on_read: called with the number of annotations read so far, while the plan is made.
         on_plan: called once before the work starts.
         on_progress: called after each shard.
@@ -112,45 +110,6 @@ def prepare(
             raise
         replace_by_next(folder)
         return manifest
-
-
-def execute_here(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
-    """Run the tasks one after the other in this process, without Ray."""
-    for task in tasks:
-        yield write_shard(task)
-
-
-def execute_on_ray(tasks: Sequence[ShardTask], num_cpus: int | None = None) -> Iterator[ShardResult]:
-    """Run the tasks on Ray Data, one task a shard, and yield results as they come.
-
-    Connects to the cluster of ``RAY_ADDRESS``, or starts Ray on this machine, where the program has not done so.
-
-    Raises:
-        UserError: an image or group file could not be read, or the result could not be written.
-    """
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
-    by_number = {task.number: task for task in tasks}
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = ray.data.from_items([{"shard": number} for number in by_number], override_num_blocks=len(tasks))
-
-    def work(row: dict[str, Any]) -> dict[str, str]:
-        try:
-            return {"result": write_shard(by_number[row["shard"]]).to_json(), "error": ""}
-        except UserError as error:
-            # Ray would wrap it in a page of traceback.
-            return {"result": "", "error": str(error)}
-        except transport_errors() as error:
-            said = f"A shard could not be written: {error}. Mend that and run the command again."
-            return {"result": "", "error": said}
-
-    mapped = rows.map(work, concurrency=num_cpus) if num_cpus else rows.map(work)
-    for row in mapped.iter_rows():
-        if row["error"]:
-            raise UserError(row["error"])
-        yield ShardResult.from_json(row["result"])
 
 
 def _hash(options: PrepareOptions, sources: Sequence[SourceFile], exclusion: Exclusion | None) -> str:
@@ -274,8 +233,7 @@ def _run(options, folder, plan, tasks, execute, on_plan, on_progress) -> dict[in
     if on_plan is not None:
         on_plan(summary)
     if left:
-        execute = execute or (lambda todo: execute_on_ray(todo, options.num_cpus))
-        for result in execute(left):
+        for result in execute(left) if execute is not None else execute_tasks(left, options.num_cpus):
             results[result.number] = result
             if on_progress is not None:
                 on_progress(Progress(len(results), plan.shards))

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from padt.data.patches import unpack_patches
 from padt.errors import ImageError
 from pipelines.dataset.losses import Notes
 from pipelines.dataset.schema import REJECT_SCHEMA, SHARD_SCHEMA, leaf_columns
@@ -237,8 +236,7 @@ _IMAGE_SIDE_STEP = 128
 
 
 def _count(row: dict[str, Any], result: ShardResult) -> None:
-    cells = row["grid_h"] * row["grid_w"]
-    patches = [int(unpack_patches(item["patches"], cells).sum()) for item in row["objects"]]
+    patches = [int.from_bytes(item["patches"], "little").bit_count() for item in row["objects"]]
     result.rows += 1
     result.counts["objects"] += len(patches)
     result.counts["objects_with_patches"] += sum(count > 0 for count in patches)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest
 from pipelines.io.reading import is_local, resolve
-from pipelines.prepare.run import Execute, PlanSummary, PrepareOptions, Progress, prepare
+from pipelines.prepare.execute import Execute
+from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
+from pipelines.prepare.run import prepare
 from pipelines.toy.writing import write_dataset
 
 TOY_ROWS_PER_SHARD = 500

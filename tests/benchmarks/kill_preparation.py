@@ -1,6 +1,6 @@
 """Preparation under fire: killed at random moments, again and again, it must end with the very same bytes.
 
-Every round starts afresh, kills the driver (with all that it started) or one of Ray's workers at a random moment of the
+Every round starts afresh, kills the driver (with all that it started) or one of its workers at a random moment of the
 run, starts the same command again until it ends, and compares every file with those of an undisturbed run.
 
     python -m tests.benchmarks.kill_preparation --annotations instances.json --images train2017 --kills 20
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from pipelines.prepare.worker import __name__ as WORKER
 from tests.pipelines.coco_files import content_of
 
 _RUN = """
@@ -37,12 +38,12 @@ def start(annotations: str, images: str, out: Path, rows: int) -> subprocess.Pop
 
 
 def workers(driver: int) -> list[psutil.Process]:
-    """Ray's workers that run tasks of a driver's own local cluster."""
+    """Processes that write a driver's shards: its own, or those of a Ray that it started (``RAY_ADDRESS=local``)."""
     try:
         family = psutil.Process(driver).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-    return [each for each in family if _title(each).startswith("ray::")]
+    return [each for each in family if _title(each).startswith("ray::") or WORKER in _title(each)]
 
 
 def _title(process: psutil.Process) -> str:
@@ -90,7 +91,7 @@ def main() -> None:
         out = work / "set"
         shutil.rmtree(out, ignore_errors=True)
         what = rng.choice(("driver", "worker"))
-        # Ray takes a while to start; from then on every moment is as good as another.
+        # Programs take a while to start; from then on every moment is as good as another.
         moment = rng.uniform(0.15, 1.0) * length
         process = start(*arguments, out, options.rows_per_shard)
         time.sleep(moment)

@@ -1,10 +1,10 @@
 """The whole command ``padt prepare coco`` beside a plain loop over the same photographs, in both currencies.
 
-The plain loop is the script that a person would write: one process reads the JSON, opens each photograph to see that it
-is whole, paints and resizes every mask to find its patches, and writes the rows to Parquet. The command does the same
-on Ray and besides finds what is broken, hashes files and looks, and writes report and manifest. Both are processes of
-their own, from their start to the end of the last process that they began; processor time is that of all of them
-together. Wall clock says how long a person waits, processor time what a cluster bills.
+The plain loop is the script that a person would write who knows the libraries: one process reads the JSON, decodes each
+photograph to see that it is whole, paints every mask and shrinks it straight to the patch grid, and writes the rows to
+Parquet. The command does the same and besides finds what is broken, hashes files and looks, and writes report and
+manifest. Both are processes of their own, from their start to the end of the last process that they began; processor
+time is that of all of them together. Wall clock says how long a person waits, processor time what a cluster bills.
 
 Photographs and annotations are those of a COCO folder (``train2017``, ``val2017``, ``annotations``), listed again and
 again under new names until there are enough.
@@ -99,24 +99,24 @@ def plain_loop(folder: Path, out: Path) -> None:
 def _plain_object(annotation: dict, width: int, height: int, names: dict[int, str], policy: ResizePolicy) -> dict:
     parts = annotation["segmentation"]
     rle = coco_mask.frPyObjects(parts, height, width)
-    mask = coco_mask.decode(coco_mask.merge(rle) if isinstance(rle, list) else rle)
-    tall, wide = policy.size(height, width)
-    resized = np.asarray(Image.fromarray(mask * 255).resize((wide, tall), Image.Resampling.BILINEAR)) / 255.0
-    share = resized.reshape(tall // PATCH, PATCH, wide // PATCH, PATCH).mean(axis=(1, 3))
+    rle = coco_mask.merge(rle) if isinstance(rle, list) else rle
+    rows, columns = policy.grid(height, width)
+    painted = Image.fromarray(coco_mask.decode(rle) * 255)
+    share = np.asarray(painted.resize((columns, rows), Image.Resampling.BOX)) / 255
     x, y, w, h = annotation["bbox"]
     return {
         "label": names[annotation["category_id"]],
         "box": [x / width, y / height, (x + w) / width, (y + h) / height],
         "patches": np.packbits(share >= 1 / PATCH, bitorder="little").tobytes(),
-        "rle": coco_mask.encode(np.asfortranarray(mask))["counts"].decode(),
+        "rle": rle["counts"].decode(),
     }
 
 
 def cost_of(command: list[str]) -> Cost:
     """Run a command to the end of all processes that it has begun.
 
-    Times are read of each living descendant, ten times a second: Ray's daemons drop the times of workers that end, and
-    what outlives its parent is handed to this process (Linux), so that none is missed.
+    Times are read of each living descendant, ten times a second: who starts daemons may drop the times of those that
+    end, and what outlives its parent is handed to this process (Linux), so that none is missed.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     me, begun = psutil.Process(), time.monotonic()

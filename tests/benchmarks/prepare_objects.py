@@ -1,8 +1,7 @@
 """Objects prepared in a second on one core: this project's rows beside the straightforward way.
 
-The straightforward way is what a script would do for each annotation: paint the mask of the original image, resize the
-whole mask to the model's input, take the mean of every 28x28 cell, and encode the mask. Both ways start from the same
-JSON text and end with box, foreground patches and run-length mask. This project's side also decodes the image to check
+The straightforward way is what a script would do for each annotation: paint the mask of the original image, shrink it
+straight to the grid of patches, and keep the run-length mask. Both ways start from the same JSON text and end with box, foreground patches and run-length mask. This project's side also decodes the image to check
 it; shards and Ray are left out of both.
 
     python -m tests.benchmarks.prepare_objects --images 40 --rounds 5
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from padt.data.image import PATCH, ResizePolicy
+from padt.data.image import ResizePolicy
 from padt.data.patches import unpack_patches
 from pipelines.prepare.rows import RowContext, build_row
 from pipelines.sources.base import ImageEntry, Piece
@@ -63,19 +62,17 @@ def photograph(seed: int) -> bytes:
 
 
 def straightforward(texts: list[str], policy: ResizePolicy) -> list[tuple[list[float], np.ndarray, dict]]:
-    """Box, foreground patches and mask of each annotation, one after the other, by painting and resizing."""
-    height, width = policy.size(HEIGHT, WIDTH)
-    rows, columns = height // PATCH, width // PATCH
+    """Box, foreground patches and mask of each annotation, one after the other, by painting and shrinking."""
+    rows, columns = policy.grid(HEIGHT, WIDTH)
     objects = []
     for text in texts:
         value = json.loads(text)
-        parts = coco_mask.frPyObjects(value["segmentation"], HEIGHT, WIDTH)
-        mask = coco_mask.decode(coco_mask.merge(parts))
-        resized = np.asarray(Image.fromarray(mask * 255).resize((width, height), Image.Resampling.BILINEAR)) / 255.0
-        share = resized.reshape(rows, PATCH, columns, PATCH).mean(axis=(1, 3))
+        mask = coco_mask.merge(coco_mask.frPyObjects(value["segmentation"], HEIGHT, WIDTH))
+        painted = Image.fromarray(coco_mask.decode(mask) * 255)
+        share = np.asarray(painted.resize((columns, rows), Image.Resampling.BOX)) / 255
         x, y, w, h = value["bbox"]
         box = [x / WIDTH, y / HEIGHT, (x + w) / WIDTH, (y + h) / HEIGHT]
-        objects.append((box, (share >= 1 / 28).reshape(-1), coco_mask.encode(np.asfortranarray(mask))))
+        objects.append((box, (share >= 1 / 28).reshape(-1), mask))
     return objects
 
 

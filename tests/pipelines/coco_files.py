@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.prepare.run import PrepareOptions, execute_here, prepare
+from pipelines.prepare.execute import execute_here
+from pipelines.prepare.run import PrepareOptions, prepare
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "traffic light"}]
 

@@ -8,7 +8,15 @@ import pytest
 
 from padt.data import rle
 from padt.data.image import ResizePolicy
-from padt.data.patches import coverage_of_box, coverage_of_rle, foreground, pack_patches, unpack_patches
+from padt.data.patches import (
+    coverage_of_box,
+    coverage_of_rle,
+    coverage_of_rles,
+    foreground,
+    pack_patches,
+    packed_foreground,
+    unpack_patches,
+)
 from padt.errors import UserError
 
 FIXTURE = Path(__file__).resolve().parents[4] / "shared" / "reference" / "fixture"
@@ -107,3 +115,36 @@ def test_patches_are_those_of_the_released_preparation(split):
             assert len(ours ^ set(item["patches"])) <= 1
     assert compared >= 10
     assert same >= 0.99 * compared
+
+
+def test_many_masks_at_once_are_as_each_alone_whatever_the_sizes():
+    rng = np.random.default_rng(5)
+    for height, width, grid in [(48, 64, (5, 7)), (1, 1, (2, 2)), (3, 90, (1, 6)), (90, 2, (9, 1)), (56, 56, (2, 2))]:
+        masks = [rng.random((height, width)) < share for share in (0.0, 0.3, 0.9, 1.0)]
+        written = [rle.encode(mask) for mask in masks]
+        written[1] = {"size": [height, width], "counts": rle.runs(written[1]).tolist()}
+        together = coverage_of_rles(written, *grid)
+        for mask, each, alone in zip(masks, together, written, strict=True):
+            np.testing.assert_array_equal(each, coverage_of_rle(alone, *grid))
+            # Each pixel cut into as many as there are patches on a side: then no patch cuts a pixel.
+            fine = np.kron(mask, np.ones(grid)).reshape(grid[0], height, grid[1], width)
+            np.testing.assert_allclose(each, fine.mean(axis=(1, 3)), atol=1e-12)
+
+
+def test_objects_of_an_image_are_packed_in_their_order(monkeypatch):
+    monkeypatch.setattr("padt.data.patches._MOST_COLUMNS", 100)
+    rng = np.random.default_rng(6)
+    objects = [{"rle": rle.encode(rng.random((40, 60)) < 0.1 * k), "box": [0, 0, 1, 1]} for k in range(7)]
+    objects[3:3] = [{"rle": None, "box": [0.1, 0.2, 0.6, 0.9]}]
+    packed = packed_foreground(objects, 3, 4)
+    for item, bits in zip(objects, packed, strict=True):
+        mask = item["rle"]
+        coverage = coverage_of_box(item["box"], 3, 4) if mask is None else coverage_of_rle(mask, 3, 4)
+        assert bits == pack_patches(foreground(coverage))
+
+
+def test_a_mask_that_is_cut_off_is_not_continued_by_the_next():
+    whole = rle.encode(np.pad(np.ones((40, 40), bool), 30))
+    broken = {**whole, "counts": chr(ord("0") + 32) + whole["counts"][:0]}
+    with pytest.raises(UserError, match="cut off"):
+        coverage_of_rles([whole, broken, whole], 3, 3)

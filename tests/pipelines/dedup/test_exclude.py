@@ -15,7 +15,8 @@ from pipelines.dedup.exclude import load_exclusion, split_spec, write_exclude_li
 from pipelines.dedup.hashes import content_hash, look_hash, source_id
 from pipelines.dedup.overlap import compare, duplicates, load_images, near
 from pipelines.inspection.inspect import inspect
-from pipelines.prepare.run import execute_here, prepare
+from pipelines.prepare.execute import execute_here
+from pipelines.prepare.run import prepare
 from tests.pipelines.coco_files import (
     annotation,
     coco_options,

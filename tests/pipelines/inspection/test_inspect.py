@@ -11,7 +11,8 @@ from jobs.cli.main import main
 from padt.errors import UserError
 from pipelines.dataset.read import spread_rows
 from pipelines.inspection.inspect import inspect
-from pipelines.prepare.run import PrepareOptions, execute_here, prepare
+from pipelines.prepare.execute import execute_here
+from pipelines.prepare.run import PrepareOptions, prepare
 from pipelines.prepare.toy import prepare_toy
 from tests.pipelines.coco_files import annotation, options_for, prepare_here, write_coco
 

@@ -19,7 +19,8 @@ from pipelines.loader.plan import make_plan
 from pipelines.loader.reader import ReaderOptions, TrainingReader
 from pipelines.loader.sample_source import RowReader
 from pipelines.prepare.claim import _Claim, claimed
-from pipelines.prepare.run import PrepareOptions
+from pipelines.prepare.execute import execute_here
+from pipelines.prepare.run import PrepareOptions, prepare
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.coco_files import options_for, prepare_here, write_coco
 
@@ -96,26 +97,25 @@ def test_a_killed_preparation_goes_on_there(object_store, raw, monkeypatch):
     _, place = raw
     whole = prepare_here(_remote(place)).fingerprint
     object_store.rm(f"{place}/set", recursive=True)
-    from pipelines.prepare import run as module
 
     class Killed(BaseException):
         pass
 
     def die_after_one(tasks):
-        yield next(module.execute_here(tasks))
+        yield next(execute_here(tasks))
         raise Killed
 
     with pytest.raises(Killed):
-        module.prepare(_remote(place), execute=die_after_one)
+        prepare(_remote(place), execute=die_after_one)
     assert "manifest.json" not in _files(object_store, place)
     done = []
 
     def count(tasks):
         for task in tasks:
             done.append(task.number)
-            yield from module.execute_here([task])
+            yield from execute_here([task])
 
-    manifest = module.prepare(_remote(place), execute=count)
+    manifest = prepare(_remote(place), execute=count)
     assert done == [1, 2] and manifest.fingerprint == whole
 
 

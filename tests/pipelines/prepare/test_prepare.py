@@ -19,8 +19,9 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.schema import REJECT_REASONS, REJECT_SCHEMA, SHARD_SCHEMA
 from pipelines.images.folders import ImageFolders
 from pipelines.images.locate import PlannedImage
+from pipelines.prepare.execute import execute_here, execute_on_ray
 from pipelines.prepare.plan import cut_shards
-from pipelines.prepare.run import PrepareOptions, execute_here, execute_on_ray, prepare
+from pipelines.prepare.run import PrepareOptions, prepare
 from pipelines.prepare.shards import ROW_GROUP_ROWS
 from pipelines.sources.base import ImageEntry
 from pipelines.sources.segmentation import mask_of

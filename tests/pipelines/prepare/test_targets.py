@@ -20,8 +20,9 @@ from pipelines.io import storage
 from pipelines.io.storage import Folder
 from pipelines.prepare import claim
 from pipelines.prepare.claim import CLAIM_NAME, claimed
+from pipelines.prepare.execute import execute_here
 from pipelines.prepare.plan import _Spills
-from pipelines.prepare.run import execute_here, prepare
+from pipelines.prepare.run import prepare
 from tests.pipelines.coco_files import content_of, options_for, prepare_here, write_coco
 
 

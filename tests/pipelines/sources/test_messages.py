@@ -21,7 +21,8 @@ from pipelines.inspection.inspect import inspect
 from pipelines.loader.mixture import SetSpec
 from pipelines.loader.plan import make_plan
 from pipelines.loader.reader import ReaderOptions, TrainingReader
-from pipelines.prepare.run import PrepareOptions, execute_here, prepare
+from pipelines.prepare.execute import execute_here
+from pipelines.prepare.run import PrepareOptions, prepare
 from pipelines.sources.messages import read_conversation
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.coco_files import image_bytes, rejects_of, rows_of

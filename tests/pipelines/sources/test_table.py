@@ -9,8 +9,9 @@ import pytest
 
 from padt.errors import UserError
 from pipelines.dataset.manifest import Category, open_set
+from pipelines.prepare.execute import execute_here
 from pipelines.prepare.options import PrepareOptions
-from pipelines.prepare.run import execute_here, prepare
+from pipelines.prepare.run import prepare
 from pipelines.sources.base import Header, ImageEntry, Piece
 from pipelines.sources.table import OWN_OPTIONS, SOURCES, SourceKind
 from tests.pipelines.coco_files import image_bytes
