@@ -43,7 +43,7 @@ class PrepareOptions(SourceOptions):
     against: Sequence[str] = option(
         "Say in the report what the set shares with this prepared one; repeatable.", (), metavar="SET[:SPLIT]"
     )
-    num_cpus: int | None = option("Most shards at work at once; all that Ray has if not given.", None)
+    num_cpus: int | None = option("Most shards at work at once; one a core if not given.", None)
     overwrite: bool = option("Replace what is in OUT.", False)
     allow_empty: bool = option("Make the set even where no row is left.", False)
 

@@ -1,8 +1,9 @@
 """Objects prepared in a second on one core: this project's rows beside the straightforward way.
 
 The straightforward way is what a script would do for each annotation: paint the mask of the original image, shrink it
-straight to the grid of patches, and keep the run-length mask. Both ways start from the same JSON text and end with box, foreground patches and run-length mask. This project's side also decodes the image to check
-it; shards and Ray are left out of both.
+straight to the grid of patches, and keep the run-length mask. Both ways start from the same JSON text and end with box,
+foreground patches and run-length mask. This project's side also decodes the image to check it; shards and processes are
+left out of both. The straightforward way counts in 256 shades, so that patches on the border of 1/28 may differ.
 
     python -m tests.benchmarks.prepare_objects --images 40 --rounds 5
 """

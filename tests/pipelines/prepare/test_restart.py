@@ -54,7 +54,8 @@ def test_a_killed_preparation_is_not_a_set_and_the_rerun_does_only_what_is_left(
 
 _DRIVER = """
 import sys, time
-from pipelines.prepare.run import PrepareOptions, execute_here, prepare
+from pipelines.prepare.execute import execute_here
+from pipelines.prepare.run import PrepareOptions, prepare
 options = PrepareOptions(annotations=sys.argv[1], images=sys.argv[2], out=sys.argv[3], rows_per_shard=2)
 print("ready", flush=True)
 prepare(options, execute=execute_here, on_progress=lambda progress: print(progress.shards_done, flush=True))
