@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.mlflow_run import tracking_uri
-from jobs.inference.served_tag import served_tag
+from jobs.inference.served_tags import ServedTags
 from padt.errors import UserError
 
 if TYPE_CHECKING:
     from serve.settings import ServerArgs
 
 logger = logging.getLogger(__name__)
+
+# So often it is looked which versions answer.
+_LOOK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,9 @@ def serving(
     """
     from pydantic import ValidationError
 
-    from jobs.common.model_reference import find_model
-    from jobs.inference.reload import as_source
+    from jobs.inference.reload import source_of
 
-    found = find_model(model)
-    source = as_source(found)
+    source = source_of(model)
     if settings.get("trace_share"):
         # Replicas need not have this process's environment.
         settings = {"trace_uri": tracking_uri(), **settings}
@@ -105,8 +106,7 @@ def serving(
             serve.delete(APP_NAME)
             raise UserError(f"The engine did not start: {_last_line(str(error))}") from error
         try:
-            with served_tag(found, url):
-                yield Served(url, source.model, source.label, ray.get_runtime_context().gcs_address)
+            yield Served(url, source.model, source.label, ray.get_runtime_context().gcs_address)
         finally:
             # Only what this call has put there: the cluster's Serve may hold other applications.
             serve.delete(APP_NAME)
@@ -142,14 +142,17 @@ def run_serve(
     stop = threading.Event()
     previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: _stop_once(stop))}
     try:
-        with serving(model, host, port, **settings) as served:
+        with serving(model, host, port, **settings) as served, ServedTags(served.url) as tags:
             # Before this Ctrl-C interrupts the start, from here on it asks for the end.
             previous[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: _stop_once(stop))
             announce(served)
             watcher = Watcher(model, served.version)
-            while not stop.wait(watch_s or 1.0):
+            tags.follow([served.version])
+            while not stop.wait(watch_s or _LOOK_S):
                 if watch_s:
                     watcher.look()
+                # Others may have changed it: padt reload, or whoever deploys to this cluster.
+                tags.follow(_answering())
             from serve.control import drain
             from serve.settings import ServerArgs
 
@@ -160,6 +163,17 @@ def run_serve(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _answering() -> list[str]:
+    """The versions that the application has been told to answer with."""
+    from serve.control import deployed, release_of
+
+    try:
+        return [source.label for source in release_of(deployed()).sources]
+    except UserError as error:
+        logger.warning("%s", error)
+        return []
 
 
 def _stop_once(stop: threading.Event) -> None:

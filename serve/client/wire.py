@@ -281,10 +281,12 @@ def batch_pieces(
 class BatchReader:
     """Reads the JSON lines that ``/v1/batch`` answers with, as their bytes come."""
 
-    def __init__(self, numbers: Iterable[int], headers: Mapping[str, str]) -> None:
-        """Wait for the answers to the items with these numbers."""
+    def __init__(self, numbers: Sequence[int], headers: Mapping[str, str]) -> None:
+        """Wait for the answers to the items with these numbers, which were sent in this order."""
+        self._numbers = numbers
         self._waiting = set(numbers)
         self._request_id = headers.get("x-request-id", "")
+        self._rest: EndpointError | None = None
         self._lines = _Lines()
 
     def feed(self, content: bytes) -> Iterator[tuple[int, Prediction | EndpointError]]:
@@ -293,10 +295,16 @@ class BatchReader:
             if not line.strip():
                 continue
             values = json.loads(line)
-            number, status, answer = int(values["custom_id"]), int(values["status"]), values["body"]
-            self._waiting.discard(number)
-            yield number, predictions(answer)[0] if status == 200 else told(answer, status, self._request_id)
+            place, status, answer = int(values["line"]) - 1, int(values["status"]), values["body"]
+            result = predictions(answer)[0] if status == 200 else told(answer, status, self._request_id)
+            if place < len(self._numbers):
+                self._waiting.discard(self._numbers[place])
+                yield self._numbers[place], result
+            elif isinstance(result, EndpointError):
+                # What is wrong with the body as a whole is told after its last line.
+                self._rest = result
 
     def finish(self) -> Iterator[tuple[int, Prediction | EndpointError]]:
         """The bytes are over: items without an answer get an error."""
-        yield from ((number, _cut_off(self._request_id)) for number in sorted(self._waiting))
+        error = self._rest or _cut_off(self._request_id)
+        yield from ((number, error) for number in sorted(self._waiting))

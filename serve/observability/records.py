@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from padt.data.conversation import Turn
 from padt.inference.events import Times
@@ -20,6 +20,9 @@ logger = logging.getLogger("ray.serve")
 
 SEVERAL = "several"
 """What a request is called that holds questions of several tasks, or was answered by several versions."""
+
+MOST_KEPT = 64
+"""So many questions of a request are remembered one by one."""
 
 _current: ContextVar["RequestRecord | None"] = ContextVar("padt_request_record", default=None)
 
@@ -82,7 +85,9 @@ class RequestRecord:
         status: of the answer; 499 = the client went away before.
         code: of the error, where it is one.
         seconds: how long ``preprocess`` (body read, picture decoded), ``encode`` (answer written) and ``total`` took.
-        answers: its questions that came to an end in the engine.
+        count, prompt_tokens, completion_tokens, objects, engine: sums over its questions that came to an end in the
+            engine: how many they are, how long, and where the time went.
+        answers: the first ``MOST_KEPT`` of them; a batch may have any number.
     """
 
     method: str
@@ -94,17 +99,37 @@ class RequestRecord:
     status: int = 0
     code: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    objects: int = 0
+    engine: Times = field(default_factory=Times)
     answers: list[AnswerRecord] = field(default_factory=list)
+    _tasks: set[str] = field(default_factory=set)
+    _versions: set[str] = field(default_factory=set)
 
     @property
     def task(self) -> str:
         """The task of its questions, ``several``, or empty where none came to the engine."""
-        return _one({answer.task for answer in self.answers})
+        return _one(self._tasks)
 
     @property
     def version(self) -> str:
         """The version that answered, ``several``, or empty where none did."""
-        return _one({answer.version for answer in self.answers if answer.version})
+        return _one(self._versions)
+
+    def add(self, answer: AnswerRecord) -> None:
+        """Note a question that came to its end in the engine."""
+        self.count += 1
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+        self.objects += answer.objects
+        for part in fields(Times):
+            setattr(self.engine, part.name, getattr(self.engine, part.name) + getattr(answer.times, part.name))
+        self._tasks.add(answer.task)
+        self._versions |= {answer.version} - {""}
+        if len(self.answers) < MOST_KEPT:
+            self.answers.append(answer)
 
 
 class Observer:
@@ -129,7 +154,7 @@ class Observers:
     def answered(self, record: RequestRecord, job: Job, outcome: Outcome) -> None:
         """See ``Observer.answered``."""
         answer = AnswerRecord.of(job, outcome)
-        record.answers.append(answer)
+        record.add(answer)
         for observer in self._observers:
             with _harmless(observer):
                 observer.answered(job, outcome, answer)

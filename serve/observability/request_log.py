@@ -57,9 +57,9 @@ def line(record: RequestRecord, text: bool = False) -> dict[str, Any]:
 
     Args:
         record: of a request that is over.
-        text: add the words of questions and answers.
+        text: add the words of questions and answers (of a batch the first ones).
     """
-    answers = record.answers
+    times = record.engine
     values: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.began, UTC).isoformat(timespec="milliseconds"),
         "request_id": record.request_id,
@@ -71,18 +71,18 @@ def line(record: RequestRecord, text: bool = False) -> dict[str, Any]:
         "code": record.code,
         "milliseconds": {
             **{stage: _ms(seconds) for stage, seconds in record.seconds.items()},
-            "queue": _ms(sum(answer.times.queued for answer in answers)),
-            "engine": _ms(sum(a.times.prefill + a.times.decode + a.times.objects for a in answers)),
+            "queue": _ms(times.queued),
+            "engine": _ms(times.prefill + times.decode + times.objects),
         },
-        "answers": len(answers),
-        "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
-        "completion_tokens": sum(answer.completion_tokens for answer in answers),
-        "objects": sum(answer.objects for answer in answers),
+        "answers": record.count,
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.completion_tokens,
+        "objects": record.objects,
         "version": record.version,
     }
     if text:
-        values["prompts"] = [answer.prompt for answer in answers]
-        values["texts"] = [answer.text for answer in answers]
+        values["prompts"] = [answer.prompt for answer in record.answers]
+        values["texts"] = [answer.text for answer in record.answers]
     return values
 
 

@@ -37,7 +37,7 @@ _MEASURE_EVERY = 100
 
 
 class SampleWriter(Observer):
-    """Writes the chosen questions with their answers."""
+    """Writes the chosen questions with their answers: which ones, the ids of request and pictures decide."""
 
     def __init__(self, folder: str, share: float, limit_mb: float, meters: Meters) -> None:
         """Get ready.
@@ -70,7 +70,8 @@ class SampleWriter(Observer):
 
     def answered(self, job: Job, outcome: Outcome, answer: AnswerRecord) -> None:
         """See ``Observer``."""
-        if outcome.prediction is None or not chosen(job.request_id, self._share):
+        # The lines of a batch have one id, and pictures of their own.
+        if outcome.prediction is None or not chosen(job.request_id + job.picture_key, self._share):
             return
         self._background.put((job, outcome.prediction, answer))
 

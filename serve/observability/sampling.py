@@ -3,14 +3,14 @@
 import hashlib
 
 
-def chosen(request_id: str, share: float) -> bool:
+def chosen(name: str, share: float) -> bool:
     """Whether a request is one of the chosen.
 
-    The id alone decides: the same request is chosen by all who choose that share, and again when it is repeated.
+    The name alone decides: the same request is chosen by all who choose that share, and again when it is repeated.
 
     Args:
-        request_id: of the request.
+        name: by which the request is known.
         share: which part of all requests is, 0 to 1.
     """
-    number = int.from_bytes(hashlib.sha256(request_id.encode("utf-8", "replace")).digest()[:8])
+    number = int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:8])
     return number < share * 2**64

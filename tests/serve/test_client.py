@@ -344,10 +344,13 @@ def test_a_timeout_says_what_to_do(connect: Callable[..., Any]) -> None:
     assert caught.value.code == "timeout"
 
 
-def batch_line(number: int, status: int = 200) -> bytes:
+def batch_line(number: int, status: int = 200, line: int | None = None) -> bytes:
     answer = answer_body(replace(ANSWER, text=str(number)))
     content = answer if status == 200 else {"error": {"code": "bad", "message": f"Line {number} is bad."}}
-    return json.dumps({"custom_id": str(number), "line": 1, "status": status, "body": content}).encode() + b"\n"
+    return (
+        json.dumps({"custom_id": str(number), "line": line or number + 1, "status": status, "body": content}).encode()
+        + b"\n"
+    )
 
 
 def test_a_batch_answers_each_item_once_in_order_of_completion(connect: Callable[..., Any]) -> None:
@@ -385,10 +388,27 @@ def test_a_large_batch_goes_in_pieces_that_are_read_as_they_are_sent() -> None:
 
 def test_items_that_the_endpoint_did_not_come_to_are_told_and_not_lost() -> None:
     reader = BatchReader([4, 5, 6], {"x-request-id": "r-2"})
-    assert list(reader.feed(batch_line(5)[:40])) == []
-    assert [number for number, _ in reader.feed(batch_line(5)[40:])] == [5]
+    assert list(reader.feed(batch_line(5, line=2)[:40])) == []
+    assert [number for number, _ in reader.feed(batch_line(5, line=2)[40:])] == [5]
     rest = dict(reader.finish())
     assert sorted(rest) == [4, 6] and {error.code for error in rest.values()} == {"cut_off"}
+
+
+def test_lines_that_have_no_name_are_known_by_their_place() -> None:
+    reader = BatchReader([4, 5], {})
+    broken = {
+        "line": 1,
+        "custom_id": None,
+        "status": 413,
+        "body": {"error": {"code": "body_too_large", "message": "No."}},
+    }
+    late = {"line": 3, "custom_id": None, "status": 408, "body": {"error": {"code": "body_too_slow", "message": "No."}}}
+    content = f"{json.dumps(broken)}\n{json.dumps(late)}\n".encode()
+    answers = [*reader.feed(content), *reader.finish()]
+    assert [(number, error.code) for number, error in answers if isinstance(error, EndpointError)] == [
+        (4, "body_too_large"),
+        (5, "body_too_slow"),
+    ]
 
 
 def test_events_of_a_newer_endpoint_are_passed_over() -> None:

@@ -24,7 +24,7 @@ from serve.observability import records  # noqa: E402
 from serve.observability.metrics import METRICS, CountRequests  # noqa: E402
 from serve.observability.observers import observers_of  # noqa: E402
 from serve.observability.recorder import Recorder  # noqa: E402
-from serve.observability.records import Observer, Observers, RequestRecord  # noqa: E402
+from serve.observability.records import MOST_KEPT, Observer, Observers, RequestRecord  # noqa: E402
 from serve.observability.request_log import RequestLog  # noqa: E402
 from serve.settings import ServerArgs  # noqa: E402
 from tests.serve.observability.parts import CountedMeters, job, outcome  # noqa: E402
@@ -210,6 +210,14 @@ def test_answers_that_did_not_come_are_counted_as_such() -> None:
     assert meters.total("padt_answers_total", result="length", task="detect") == 1
     assert (record.task, record.version) == ("several", "padt/7")
     assert all(name == "padt_answers_total" for name, _, about in meters.seen if about["task"] == "caption")
+
+
+def test_a_batch_of_any_length_is_summed_up_and_not_kept() -> None:
+    record = RequestRecord("POST", "/v1/batch", Observers())
+    for number in range(1000):
+        record.observers.answered(record, job(), outcome(completion_tokens=number))
+    assert (record.count, record.completion_tokens, len(record.answers)) == (1000, 499_500, MOST_KEPT)
+    assert record.engine.decode == pytest.approx(400)
 
 
 def test_every_row_of_the_table_is_whole() -> None:

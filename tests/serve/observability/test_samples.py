@@ -144,6 +144,15 @@ def test_a_share_is_chosen_by_the_id_alone() -> None:
     assert not any(chosen(name, 0.0) for name in ids) and all(chosen(name, 1.0) for name in ids)
 
 
+def test_lines_of_a_batch_are_chosen_one_by_one(tmp_path: Path) -> None:
+    writer, _ = writer_of(tmp_path, share=0.5)
+    image = picture(1)
+    keys = [str(number) for number in range(16)]
+    keep(writer, *((job(refer_request("x"), image, request_id="one", picture_key=key), outcome()) for key in keys))
+    (path,) = tmp_path.glob("grounded-*.jsonl")
+    assert len(path.read_text().splitlines()) == sum(chosen(f"one{key}", 0.5) for key in keys) > 1
+
+
 def test_what_was_not_chosen_or_not_answered_is_not_kept(tmp_path: Path) -> None:
     writer, _ = writer_of(tmp_path, share=0.000001)
     keep(writer, (job(request_id="r"), outcome()))

@@ -117,6 +117,20 @@ def test_several_questions_and_several_pictures(endpoint: tuple[str, Path]) -> N
     assert json.loads(lines[0])["task"] == "several" and json.loads(lines[0])["answers"] == 2
 
 
+def test_a_batch_is_one_request_of_many_answers(endpoint: tuple[str, Path]) -> None:
+    url, folder = endpoint
+    with Client(url, KEY) as client:
+        client._http.headers["x-request-id"] = "batch-1"
+        items = [(PICTURE, caption_request()), (b"no picture", caption_request()), (PICTURE, refer_request("x"))]
+        answers = dict(client.batch(items))
+        assert answers[0] == client.caption(PICTURE) and answers[2] == client.refer(PICTURE, "x")
+    assert isinstance(answers[1], EndpointError) and answers[1].code == "image_unreadable"
+    lines = [json.loads(each) for each in (folder / "requests.jsonl").read_text().splitlines() if "/v1/batch" in each]
+    assert [(line["status"], line["answers"], line["task"], line["code"]) for line in lines] == [
+        (200, 2, "several", "")
+    ]
+
+
 def test_a_refusal_can_be_found_in_the_log_by_its_id(endpoint: tuple[str, Path]) -> None:
     url, folder = endpoint
     with Client(url, KEY) as client, pytest.raises(EndpointError) as caught:
