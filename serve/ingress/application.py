@@ -26,6 +26,8 @@ def application() -> FastAPI:
         # FastAPI's own pages load their scripts from outside, and are blank where there is no way there.
         docs_url=None,
         redoc_url=None,
+        # A redirection would name the address that the proxy sees.
+        redirect_slashes=False,
         exception_handlers={RequestError: request_error, HTTPException: http_error},
     )
     app.add_middleware(Unforeseen)

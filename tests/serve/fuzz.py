@@ -287,14 +287,14 @@ def from_liars(url: str, count: int, seed: int, report: Report) -> None:
             "expect: 100-continue",
             "x: " + "y" * rng.choice((10, 9000, 70_000)),
             "bad header",
-            "connection: close",
         )
         head += rng.sample(extra, rng.randint(0, 2))
-        content = "\r\n".join(head).encode() + b"\r\n\r\n" + body
-        if rng.random() < 0.3:
+        content = "\r\n".join([*head, "connection: close"]).encode() + b"\r\n\r\n" + body
+        whole = length == len(body) and len(head) == 4 and rng.random() < 0.7
+        if not whole and rng.random() < 0.5:
             content = content[: rng.randrange(len(content))]
         with socket.create_connection((address.hostname or "", address.port or 80), timeout=10) as connection:
-            answer = _exchange(connection, content)
+            answer = _exchange(connection, content, ends=not whole)
         report.sent["liars"] += 1
         parts = answer.split(b"\r\n\r\n", 1)[0].split()
         status = int(parts[1]) if len(parts) > 1 and parts[0].startswith(b"HTTP/") and parts[1].isdigit() else 0
@@ -304,12 +304,13 @@ def from_liars(url: str, count: int, seed: int, report: Report) -> None:
             report.problems.append(f"liars: {answer[:300]!r} to {content[:300]!r}")
 
 
-def _exchange(connection: socket.socket, content: bytes) -> bytes:
-    """What comes back for some bytes, after which nothing more is sent."""
+def _exchange(connection: socket.socket, content: bytes, ends: bool) -> bytes:
+    """What comes back for some bytes; ``ends``: the client closes its side first."""
     answer = b""
     try:
         connection.sendall(content)
-        connection.shutdown(socket.SHUT_WR)
+        if ends:
+            connection.shutdown(socket.SHUT_WR)
         while part := connection.recv(65536):
             answer += part
             if len(answer) > 10**6:
