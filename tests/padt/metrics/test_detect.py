@@ -232,3 +232,8 @@ def test_categories_with_one_name_are_refused_and_ids_checked():
         score_detect([image("a", 1), image("a", 2)], {}, CATEGORIES)
     with pytest.raises(ValueError, match="Image numbers"):
         score_detect([image("a", 1), image("b", 1)], {}, CATEGORIES)
+
+
+def test_detections_where_the_truth_is_empty_are_no_error_and_give_no_figure():
+    scores, detections = score_detect([image("a", 1)], {"a": [found("cat", 0.5, 0, 0, 9, 9)]}, CATEGORIES)
+    assert scores.metrics == {} and len(detections.results) == 1 and scores.counts["objects"] == 0

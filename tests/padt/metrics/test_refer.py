@@ -5,7 +5,7 @@ import pytest
 
 from padt.metrics.overlap import box_iou, mask_overlap, match_greedily
 from padt.metrics.records import FoundObject
-from padt.metrics.refer import ReferTarget, score_refer, score_refer_released
+from padt.metrics.refer import REFCOCO_SPLITS, ReferTarget, mean_of_splits, score_refer, score_refer_released
 
 mask_tools = pytest.importorskip("pycocotools.mask")
 
@@ -134,3 +134,57 @@ def test_released_protocol_rounds_and_takes_the_best_object_of_the_same_label():
     # The same sentence twice in one image: one pair, the last target wins.
     doubled = [target("a", (0, 0, 10, 10), sentence="red"), target("b", (20, 10, 25, 15), sentence="red")]
     assert score_refer_released(doubled, {}).counts == {"released_pairs": 1}
+
+
+def published_vlm_r1(box, truth) -> float:
+    """IoU as VLM-R1's evaluation of references counts it, in the terms of inclusive pixels."""
+    left, top, right, bottom = max(box[0], truth[0]), max(box[1], truth[1]), *np.minimum(box[2:], truth[2:]) - 1
+    inner = (right - left + 1) * (bottom - top + 1) if left < right and top < bottom else 0
+    return inner / (area(box) + area(truth) - inner)
+
+
+def area(box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def test_vlm_r1_takes_the_first_object_above_a_half():
+    good, poor = found((0, 0, 10, 10), score=0.1), found((15, 0, 25, 10), score=0.9)
+    for objects, right in (([good, poor], 1.0), ([poor, good], 0.0), ([found((0, 0, 10, 5))], 0.0), ([], 0.0)):
+        metrics = score_refer([target("a", (0, 0, 10, 10))], {"a": objects}).metrics
+        assert metrics["vlm_r1_accuracy"] == right
+    assert score_refer([target("a", (0, 0, 10, 10))], {"a": [found((0, 0, 10, 5))]}).metrics["precision_at_0.5"] == 1.0
+    assert "vlm_r1_accuracy" not in score_refer([target("a", (0, 0, 5, 5), (6, 0, 9, 5))], {}).metrics
+
+
+def test_vlm_r1_on_random_boxes():
+    rng = np.random.default_rng(0)
+    right = 0
+    for _ in range(500):
+        truth = np.array([0.0, 0.0, *rng.uniform(0.5, 12, 2)])
+        box = truth + rng.normal(0, 0.8, 4)
+        one = ReferTarget("a", "image", "it", (tuple(truth),), None)
+        own = score_refer([one], {"a": [found(tuple(box), mask=False)]})
+        assert own.metrics["vlm_r1_accuracy"] == (published_vlm_r1(box, truth) > 0.5)
+        right += own.metrics["vlm_r1_accuracy"]
+    assert 100 < right < 400
+
+
+def test_presence_is_a_matthews_correlation():
+    targets = [target(name, (0, 0, 5, 5)) for name in "abcd"] + [target(name) for name in "wxyz"]
+    box = [found((0, 0, 5, 5))]
+    # 3 of 4 with a target answered, 1 of 4 without.
+    metrics = score_refer(targets, dict.fromkeys("abcw", box)).metrics
+    assert metrics["presence_MCC"] == pytest.approx((3 * 3 - 1 * 1) / (4 * 4 * 4 * 4) ** 0.5)
+    assert score_refer(targets, dict.fromkeys("abcd", box)).metrics["presence_MCC"] == 1.0
+    assert score_refer(targets, dict.fromkeys("wxyz", box)).metrics["presence_MCC"] == -1.0
+    assert score_refer(targets, {}).metrics["presence_MCC"] == 0.0
+    assert "presence_MCC" not in score_refer(targets[:4], {}).metrics
+
+
+def test_the_mean_of_the_eight_splits_needs_all_eight():
+    assert len(REFCOCO_SPLITS) == 8
+    splits = {split: {"gIoU": number / 10, "cIoU": 0.5} for number, split in enumerate(REFCOCO_SPLITS)}
+    splits["refcocog/test"].pop("cIoU")
+    assert mean_of_splits({**splits, "other/val": {"gIoU": 9.0}}) == {"gIoU": pytest.approx(0.35)}
+    splits.pop("refcoco+/testB")
+    assert mean_of_splits(splits) == {}
