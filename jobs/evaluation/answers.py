@@ -19,7 +19,7 @@ from pipelines.loader.sample_source import BadSampleError, RowReader
 logger = logging.getLogger(__name__)
 
 # Rows of a window: enough questions to fill the engine, and enough windows for the workers of a small set.
-WINDOW_ROWS = (16, 64)
+WINDOW_ROWS = (32, 128)
 WINDOWS = 16
 
 Windows = Mapping[int, Sequence[EvalSample]]

@@ -60,7 +60,7 @@ def test_perfect_answers_score_one_and_counts_are_those_of_the_set(mini):
 
 
 def test_several_workers_answer_every_sample_exactly_once_though_one_dies(ray_cluster, tmp_path):
-    several = write_mini_set(tmp_path / "set", scenes=37)
+    several = write_mini_set(tmp_path / "set", scenes=69)
     data = open_eval_set(several)
     assert len(windows(data.samples)) == 3
     alone = answer(data, Oracle(several), workers=1, progress=False).records

@@ -29,7 +29,7 @@ PLAN = EvaluationPlan("set", "model", ("refer",), {"max_new_tokens": 8}, None, "
 @pytest.fixture(scope="module")
 def several(tmp_path_factory) -> str:
     """Scenes of three windows."""
-    return write_mini_set(tmp_path_factory.mktemp("several") / "set", scenes=37)
+    return write_mini_set(tmp_path_factory.mktemp("several") / "set", scenes=69)
 
 
 @pytest.fixture(scope="module")
