@@ -48,6 +48,10 @@ def predict(
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of a beam search; 1 = greedy.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 = the likeliest answer, else sampling.")] = 0.0,
     forbid_repeats: Annotated[bool, typer.Option(help="No VRT twice in one group.")] = False,
+    false_alarms: Annotated[
+        float | None,
+        typer.Option(help="Leave out objects, so that mistakes are no more frequent (`padt calibrate --thresholds`)."),
+    ] = None,
     together: Annotated[bool, typer.Option("--together", help="One question about all pictures.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered at the same time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
@@ -75,6 +79,7 @@ def predict(
         ),
         batch_size=batch_size,
         together=together,
+        false_alarms=false_alarms,
         load_options={"device": device} if device else None,
         on_result=tell,
     )

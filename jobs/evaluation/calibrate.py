@@ -87,10 +87,7 @@ def run_calibrate(
         UserError: model, set or folder cannot be used, or the model finds too few objects.
     """
     found = find_model(model)
-    if out is None and (found.version is not None or is_hub_id(model)):
-        raise UserError(f"{model} is a published version, which must not change: give a folder for a copy as --out.")
-    if out is not None:
-        _check_new(Folder(str(out)), found.path)
+    check_place(model, found, out)
     data = open_eval_set(str(data_url), ["detect"], limit)
     check_scorers(data, masks=False)
     check_heads(found.path)
@@ -98,17 +95,31 @@ def run_calibrate(
     asked = answerer or ModelAnswerer(
         str(found.path), data.index.class_names, settings, dict(load_options or {}), batch_size
     )
-    answers = _answered(data, answer(data, asked, workers, progress).records)
+    answers = answers_by_image(data, answer(data, asked, workers, progress).records)
     halves = [answers[0::2], answers[1::2]]
     calibration = _fit(answers)
     before = _measured(data, halves, [None, None])
     after = _measured(data, halves, [_fit(halves[1]), _fit(halves[0])])
-    folder = _write(found, out, calibration)
+    # Thresholds stand for the scores as they were.
+    folder = write_config(found, out, {"score_calibration": calibration.to_dict(), "score_thresholds": None})
     count = sum(len(each.objects) for each in answers)
     return CalibrationResult(calibration, before, after, len(answers), count, folder)
 
 
-def _answered(data: EvalSet, records: Sequence[Mapping[str, Any]]) -> list[Answered]:
+def check_place(model: str | os.PathLike, found: ResolvedModel, out: str | os.PathLike | None) -> None:
+    """Make sure that a changed configuration has a place.
+
+    Raises:
+        UserError: the model must not change and there is no folder for a copy, or that folder is taken.
+    """
+    if out is None and (found.version is not None or is_hub_id(model)):
+        raise UserError(f"{model} is a published version, which must not change: give a folder for a copy as --out.")
+    if out is not None:
+        _check_new(Folder(str(out)), found.path)
+
+
+def answers_by_image(data: EvalSet, records: Sequence[Mapping[str, Any]]) -> list[Answered]:
+    """What was answered about each image of a set, from the records of its ``detect`` samples."""
     names = {category.id: category.name for category in data.manifest.categories}
     by_id = {record["id"]: record for record in records}
     answered = []
@@ -168,10 +179,10 @@ def _check_new(out: Folder, model: Path) -> None:
         raise UserError(f"{out.url} exists already: give a new folder as --out.")
 
 
-def _write(found: ResolvedModel, out: str | os.PathLike | None, calibration: ScoreCalibration) -> str:
-    """Put the calibration into a copy of the model, or into its own configuration; whole or not at all."""
+def write_config(found: ResolvedModel, out: str | os.PathLike | None, changes: Mapping[str, Any]) -> str:
+    """Change the configuration of a copy of the model, or its own; whole or not at all. Returns the model's place."""
     values = json.loads((found.path / CONFIG_FILE).read_text(encoding="utf-8"))
-    values["score_calibration"] = calibration.to_dict()
+    values |= changes
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     if out is None:
         own = Folder(found.source or str(found.path))

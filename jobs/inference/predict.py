@@ -93,6 +93,7 @@ def run_predict(
     batch_size: int = 8,
     together: bool = False,
     load_options: Mapping[str, Any] | None = None,
+    false_alarms: float | None = None,
     on_result: Callable[[PicturePrediction], None] | None = None,
 ) -> list[PicturePrediction]:
     """Ask the same question about each of some pictures, or one question about all of them together.
@@ -106,10 +107,12 @@ def run_predict(
         batch_size: requests answered at the same time.
         together: the pictures belong to one request; there is one answer, and one JSON file, about all of them.
         load_options: further arguments of ``padt.load_model``, such as ``device``.
+        false_alarms: leave out objects by the model's thresholds (``padt.inference.thresholds``): at most this share of
+            questions for something absent (``refer``), or of pictures (other tasks), gets a wrong object.
         on_result: called with each result when it is there, in the order of the pictures.
 
     Raises:
-        UserError: a picture or the model cannot be used, or the request is blank.
+        UserError: a picture or the model cannot be used, the request is blank, or the model has no such threshold.
     """
     paths = [str(image) for image in ([images] if isinstance(images, str | os.PathLike) else images)]
     if not paths:
@@ -121,7 +124,14 @@ def run_predict(
     from padt.checkpoints.loading import load_model
     from padt.inference.answers import answers
     from padt.inference.requests import class_names
+    from padt.pretrained.config import load_config
 
+    threshold = None
+    if false_alarms is not None:
+        from padt.inference.thresholds import threshold_of
+
+        known = load_config(found.path)[0].score_thresholds
+        threshold = threshold_of(known, "absent" if request.task == "refer" else "wrong", false_alarms)
     loaded = load_model(found.path, **(load_options or {}))
     results: list[PicturePrediction] = []
     names = _names(paths)
@@ -130,13 +140,14 @@ def run_predict(
     asked = [[pictures[number] for number in group] for group in groups]
     predictions = answers(loaded, asked, [request] * len(groups), settings, batch_size)
     for group, prediction in zip(groups, predictions, strict=True):
+        prediction = prediction.of_classes(class_names(request))
         record = {
             "image": paths[group[0]] if len(group) == 1 else [paths[number] for number in group],
             "model": str(model),
             **({"model_version": found.version} if found.version else {}),
             "task": request.task,
             "prompt": request.prompt,
-            **prediction.of_classes(class_names(request)).to_dict(),
+            **(prediction if threshold is None else prediction.above(threshold)).to_dict(),
         }
         json_path = _write_record(out, names[group[0]], record)
         for image, number in enumerate(group):

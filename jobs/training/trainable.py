@@ -67,5 +67,5 @@ def prepare_for_training(model: Any, config: TrainConfig, *, empty_adapters: boo
             reset(model)
     freeze(model, config.freeze)
     # Fitted to the scores of the weights as they were.
-    model.config.score_calibration = None
+    model.config.score_calibration = model.config.score_thresholds = None
     set_checkpointing(model, **config.gradient_checkpointing.model_dump())

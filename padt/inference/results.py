@@ -150,6 +150,15 @@ class Prediction:
         kept = tuple(found for found in self.objects if found.label not in others)
         return replace(self, objects=kept, warnings=(*self.warnings, f"not asked for and left out: {named}"))
 
+    def above(self, threshold: float) -> "Prediction":
+        """The answer without objects whose score is not above a threshold; a warning counts them."""
+        kept = tuple(found for found in self.objects if found.score > threshold)
+        left_out = len(self.objects) - len(kept)
+        if not left_out:
+            return self
+        warning = f"left out for a score of at most {threshold:.3f}: {left_out}"
+        return replace(self, objects=kept, warnings=(*self.warnings, warning))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, ``width``, ``height`` and ``grid`` among them; token ids are left out."""
         values = asdict(self)

@@ -81,7 +81,7 @@ class ScoreThresholds:
                 f"{len(wrong)} pictures with {len(absent)} questions for what they do not show are too few to promise "
                 f"anything: give at least {units_needed(max(RATES))} of one of them."
             )
-        return cls(*found, len(absent), len(wrong))
+        return cls(found[0], found[1], len(absent), len(wrong))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ScoreThresholds":

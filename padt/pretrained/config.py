@@ -62,6 +62,7 @@ class PaDTConfig(Qwen2_5_VLConfig):
         use_visual_prototype_projection: prototypes are ``f_vp(patch feature)``; off = the raw merged features.
         score_calibration: coefficients that turn what is known of an object into its score (see
             ``padt.inference.calibration``); None = the decoder's score, as released.
+        score_thresholds: scores above which mistakes are as rare as promised (``padt.inference.thresholds``), or None.
         prototype_rank: inner width of the low-rank map in ``f_vp``.
     """
 
@@ -77,6 +78,7 @@ class PaDTConfig(Qwen2_5_VLConfig):
     use_visual_prototype_projection: bool = True
     prototype_rank: int = 64
     score_calibration: dict[str, float] | None = None
+    score_thresholds: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
