@@ -23,32 +23,47 @@ class SlotCache:
     that no answer has written are zero: what they hold is multiplied by a weight of zero, which does not help against
     another answer's NaN.
 
+    Each layer has tensors of its own: a compiled step may write into a whole input, not into a part of one, without
+    copying it.
+
     Attributes:
-        states: ``(layers, 2, slots, heads, length, head_dim)``, keys and values.
+        layers: keys and values of each layer, ``(slots, heads, length, head_dim)`` each.
+        slots, length: how many there are, and the positions of each.
     """
 
     def __init__(self, config: PaDTConfig, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
         text = config.text_config
-        head_dim = text.hidden_size // text.num_attention_heads
-        shape = (text.num_hidden_layers, 2, slots, text.num_key_value_heads, length, head_dim)
-        self.states = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (slots, text.num_key_value_heads, length, text.hidden_size // text.num_attention_heads)
+        self.slots, self.length = slots, length
+        self.layers = [
+            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for _ in range(text.num_hidden_layers)
+        ]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Keys and values of all layers."""
+        return [tensor for layer in self.layers for tensor in layer]
 
     def prefix(self, slot: int, length: int) -> Tensor:
-        """A copy of the first positions of a slot, ``(layers, 2, heads, length, head_dim)``."""
-        return self.states[:, :, slot, :, :length].clone()
+        """A copy of the first positions of a slot, ``(2 layers, heads, length, head_dim)``."""
+        return torch.stack([tensor[slot, :, :length] for tensor in self.tensors])
 
     def restore(self, slot: int, prefix: Tensor) -> None:
         """Write what ``prefix`` has given into the first positions of a slot."""
-        self.states[:, :, slot, :, : prefix.shape[3]] = prefix
+        for tensor, own in zip(self.tensors, prefix, strict=True):
+            tensor[slot, :, : prefix.shape[2]] = own
 
     def move(self, source: int, target: int, length: int) -> None:
         """Bring the first ``length`` positions of a slot into another, which is clear, and clear it."""
-        self.states[:, :, target, :, :length] = self.states[:, :, source, :, :length]
+        for tensor in self.tensors:
+            tensor[target, :, :length] = tensor[source, :, :length]
         self.clear(source, length)
 
     def clear(self, slot: int, length: int) -> None:
         """Forget the first ``length`` positions of a slot."""
-        self.states[:, :, slot, :, :length] = 0
+        for tensor in self.tensors:
+            tensor[slot, :, :length] = 0
 
 
 class SlotWindow(Cache):
@@ -61,10 +76,10 @@ class SlotWindow(Cache):
     def __init__(self, slots: SlotCache, first: int, starts: Sequence[int], counts: Sequence[int]) -> None:
         """Take slots ``first``, ``first + 1``, ..., one for each of ``starts``."""
         super().__init__(layers=[])
-        device = slots.states.device
+        device = slots.layers[0][0].device
         queries = max(counts)
         self._longest = max(start + count for start, count in zip(starts, counts, strict=True))
-        self._states = slots.states[:, :, first : first + len(starts), :, : self._longest]
+        self._layers, self._own = slots.layers, slice(first, first + len(starts))
         before, new = torch.tensor(starts, device=device), torch.tensor(counts, device=device)
         # Position in its slot of each query; below the start at padding.
         self._places = (before + new - queries)[:, None] + torch.arange(queries, device=device)
@@ -84,7 +99,7 @@ class SlotWindow(Cache):
     def update(  # noqa: D102
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
-        keys, values = self._states[layer_idx]
+        keys, values = (tensor[self._own, :, : self._longest] for tensor in self._layers[layer_idx])
         for cached, states in ((keys, key_states), (values, value_states)):
             new = states.transpose(1, 2)
             new = new.flatten(0, 1) if self._written is None else new[self._written]

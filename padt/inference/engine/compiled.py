@@ -42,28 +42,29 @@ class StaticWindow(Cache):
     Row ``i`` has one new position, ``places[i]``. Rows that are not real are padding: they write nothing.
     """
 
-    def __init__(self, states: Tensor, places: Tensor, real: Tensor) -> None:
-        """Take ``(layers, 2, rows, heads, positions, head_dim)`` keys and values; ``places`` and ``real`` by row."""
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], positions: int, places: Tensor, real: Tensor) -> None:
+        """Take the keys and values of all slots, and the positions that are seen; ``places`` and ``real`` by row."""
         super().__init__(layers=[])
-        self._states, self._places, self._real = states, places, real[:, None, None]
+        self._layers, self._positions, self._places, self._real = layers, positions, places, real[:, None, None]
         self._rows = torch.arange(len(places), device=places.device)
 
     def attention_mask(self) -> Tensor:
         """``(rows, 1, 1, positions)``, True where a row sees a position."""
-        seen = torch.arange(self._states.shape[4], device=self._places.device)
+        seen = torch.arange(self._positions, device=self._places.device)
         return (seen <= self._places[:, None])[:, None, None]
 
     def update(  # noqa: D102
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
-        keys, values = self._states[layer_idx, 0], self._states[layer_idx, 1]
+        keys, values = self._layers[layer_idx]
         for cached, new in ((keys, key_states), (values, value_states)):
             old = cached[self._rows, :, self._places]
             cached[self._rows, :, self._places] = torch.where(self._real, new[:, :, 0], old)
-        return keys, values
+        own = slice(0, len(self._places)), slice(None), slice(0, self._positions)
+        return keys[own], values[own]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: D102
-        return self._states.shape[4]
+        return self._positions
 
 
 class CompiledStep:
@@ -86,7 +87,8 @@ class CompiledStep:
         self._model, self._slots, self._forward = model, slots, forward
         name = "inductor" if backend is True else str(backend)
         # Of a captured graph the addresses are fixed; what is not known to stay is copied at every step.
-        torch._dynamo.mark_static_address(slots.states)
+        for tensor in slots.tensors:
+            torch._dynamo.mark_static_address(tensor)
         recorded = name == "inductor" and model.device.type == "cuda"
         self._known: set[tuple[int, int]] = set()
         try:
@@ -102,7 +104,7 @@ class CompiledStep:
 
     def shapes(self) -> list[tuple[int, int]]:
         """All ``(rows, positions)``."""
-        most_rows, most_positions = self._slots.states.shape[2], self._slots.states.shape[4]
+        most_rows, most_positions = self._slots.slots, self._slots.length
         rows = sorted({_padded(count, most_rows) for count in range(1, most_rows + 1)})
         least = _padded(_LEAST_POSITIONS, most_positions)
         positions = {least, most_positions}
@@ -138,8 +140,8 @@ class CompiledStep:
             Logits ``(rows, 1, V)`` of the words and final states ``(rows, 1, d)``, which the next step may overwrite.
         """
         count = len(tokens)
-        rows = _padded(count, self._slots.states.shape[2])
-        positions = _padded(max(max(lengths) + 1, _LEAST_POSITIONS), self._slots.states.shape[4])
+        rows = _padded(count, self._slots.slots)
+        positions = _padded(max(max(lengths) + 1, _LEAST_POSITIONS), self._slots.length)
         numbers = torch.zeros((4, rows), dtype=torch.long)
         numbers[:, :count] = torch.tensor([tokens, lengths, places, [1] * count])
         logits, states = self._run(numbers, prototypes, positions)
@@ -150,7 +152,7 @@ class CompiledStep:
         read = prototypes.new_zeros((rows, prototypes.shape[1]))
         read[: len(prototypes)] = prototypes
         torch.compiler.cudagraph_mark_step_begin()
-        arguments = (self._slots.states, rows, positions, numbers.to(self._model.device), read)
+        arguments = (self._slots.layers, positions, numbers.to(self._model.device), read)
         if (rows, positions) in self._known:
             return self._compiled(*arguments)
         # All shapes are entries of one function, for which torch's limit is too low.
@@ -159,10 +161,12 @@ class CompiledStep:
         self._known.add((rows, positions))
         return found
 
-    def _step(self, states: Tensor, rows: int, positions: int, numbers: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-        """What is compiled: shapes depend on ``rows`` and ``positions`` alone."""
+    def _step(
+        self, layers: Sequence[tuple[Tensor, Tensor]], positions: int, numbers: Tensor, read: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What is compiled: shapes depend on ``positions`` and the rows of ``numbers`` ``(4, rows)`` alone."""
         tokens, lengths, places, real = numbers.unbind()
-        window = StaticWindow(states[:, :, :rows, :, :positions], lengths, real.bool())
+        window = StaticWindow(layers, positions, lengths, real.bool())
         embeddings = self._model.embed(tokens[:, None], None, read[:, None])
         output = self._forward(window, embeddings, places[:, None].expand(3, -1, -1))
         assert output.logits is not None and output.last_hidden_state is not None

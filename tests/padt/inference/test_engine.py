@@ -220,7 +220,7 @@ def test_a_slot_that_is_left_is_clear(random_model):
     engine = Engine(random_model, SMALL)
     asked = mixed(3)
     answers(engine, asked)
-    assert not engine._passes._slots.states.any()
+    assert not any(tensor.any() for tensor in engine._passes._slots.tensors)
 
 
 def test_a_cancelled_request_frees_its_slot_and_costs_no_more_steps(random_model):
