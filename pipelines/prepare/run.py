@@ -22,6 +22,7 @@ from pipelines.images.folders import ImageFolders
 from pipelines.images.locate import PlannedImage, described, locate_images
 from pipelines.io.reading import hash_file, is_local
 from pipelines.io.storage import Folder
+from pipelines.io.transport import without_keys
 from pipelines.prepare.claim import claimed
 from pipelines.prepare.execute import Execute, execute_tasks
 from pipelines.prepare.finalize import finish
@@ -69,13 +70,14 @@ def prepare(
     exclusion = load_exclusion(options.exclude, options.out)
     against = [load_compared(spec, options.out) for spec in options.against]
     sources = [
-        SourceFile(role=role, path=url, bytes=size, sha256=digest)
+        # Signed addresses are keys: they are not kept in plan, manifest and report.
+        SourceFile(role=role, path=without_keys(url), bytes=size, sha256=digest)
         for role, url in source.files()
         for size, digest in [hash_file(url, f"The file of {role}")]
     ]
     wanted = _hash(options, sources, exclusion)
     done = finished_set(folder, wanted, options.overwrite)
-    if done is not None:
+    if done is not None and not folder.exists(NEXT):
         return done
 
     def prepared(place: Folder) -> Manifest:
@@ -97,6 +99,8 @@ def prepare(
         # Another may have finished it while this one waited.
         done = finished_set(folder, wanted, options.overwrite)
         if done is not None:
+            # What a killed replacement has begun: this set is asked for as it is.
+            folder.remove(NEXT)
             return done
         if not is_taken(folder) or not options.overwrite:
             return prepared(folder)

@@ -11,6 +11,8 @@ from padt.errors import ImageError, UserError
 from pipelines.io import transport, web
 from pipelines.io.images import read_image
 from pipelines.io.reading import hash_file, open_input
+from pipelines.prepare.options import PrepareOptions
+from tests.pipelines.coco_files import prepare_here, write_coco
 from tests.pipelines.web_server import serving
 
 
@@ -102,3 +104,13 @@ def test_a_zip_of_one_file_on_the_web_is_that_file(tmp_path, server):
         archive.writestr("ann.json", "{}")
     server.ranges = True
     assert _text(open_input(f"{server.url}/ann.zip", "File")) == b"{}"
+
+
+def test_a_signed_address_is_used_and_not_kept(tmp_path, server):
+    folder, out = write_coco(tmp_path / "raw", count=4), tmp_path / "set"
+    plans = []
+    options = PrepareOptions(f"{server.url}/raw/instances.json?sig=secret", str(folder / "images"), str(out))
+    prepare_here(options, on_plan=lambda plan: plans.append((out / ".work" / "plan.json").read_text()))
+    assert any("sig=secret" in path for path in server.asked)
+    for text in (plans[0], *(path.read_text() for path in (out / "manifest.json", out / "report.html"))):
+        assert "/raw/instances.json" in text and "secret" not in text

@@ -170,6 +170,21 @@ def test_a_killed_overwrite_keeps_the_old_set_and_the_rerun_goes_on(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "report.html", "shards"]
 
 
+def test_what_a_killed_overwrite_has_begun_goes_when_the_old_set_is_asked_for_again(tmp_path):
+    folder, out = write_coco(tmp_path / "raw"), tmp_path / "set"
+    prepare_here(options_for(folder, out))
+    old = content_of(out)
+
+    def die(progress):
+        raise _Killed
+
+    with pytest.raises(_Killed):
+        prepare_here(options_for(folder, out, overwrite=True, split="val"), on_progress=die)
+    assert (out / ".next").exists()
+    prepare_here(options_for(folder, out))
+    assert content_of(out) == old and not (out / ".next").exists()
+
+
 def test_what_was_begun_for_other_options_is_not_taken_for_the_replacement(tmp_path):
     folder, out = write_coco(tmp_path / "raw"), tmp_path / "set"
     prepare_here(options_for(folder, out))

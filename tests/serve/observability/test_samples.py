@@ -24,8 +24,9 @@ from padt.inference.requests import (  # noqa: E402
     text_request,
 )
 from pipelines.dataset.read import spread_rows  # noqa: E402
+from pipelines.prepare.execute import execute_here  # noqa: E402
 from pipelines.prepare.options import PrepareOptions  # noqa: E402
-from pipelines.prepare.run import execute_here, prepare  # noqa: E402
+from pipelines.prepare.run import prepare  # noqa: E402
 from serve.messages import Job, Outcome  # noqa: E402
 from serve.observability.records import AnswerRecord  # noqa: E402
 from serve.observability.samples import SampleWriter, sample_line  # noqa: E402
