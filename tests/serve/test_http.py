@@ -210,6 +210,21 @@ def test_streams_pass_serve_as_they_are_made_and_end_when_their_client_leaves(cl
     assert after == before + 1
 
 
+def test_lines_of_a_batch_pass_serve_both_ways_while_others_are_still_sent(client: httpx.Client) -> None:
+    line = json.dumps({"body": {"task": "chat", "prompt": "hello"}}).encode() + b"\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+        head = "POST /v1/batch HTTP/1.1\r\nhost: a\r\ncontent-type: application/jsonl\r\n"
+        connection.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
+        received = b""
+        for number in range(1, 4):
+            connection.sendall(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            while f'"line": {number}, "status": 200'.encode() not in received:
+                received += connection.recv(65536)
+        connection.sendall(b"0\r\n\r\n")
+        while not received.endswith(b"0\r\n\r\n"):
+            received += connection.recv(65536)
+
+
 def test_refusals_come_before_the_picture_is_decoded(client: httpx.Client) -> None:
     with ThreadPoolExecutor(2) as pool:
         held = [pool.submit(ask, client, task="chat", prompt="slow") for _ in range(2)]
