@@ -5,6 +5,7 @@
 
 import argparse
 import base64
+import copy
 import io
 import json
 import os
@@ -88,7 +89,7 @@ def strange_fields(rng: random.Random, good: dict[str, Any]) -> dict[str, Any]:
         if rng.random() < 0.2 and isinstance(place, dict) and len(place) > 1:
             del place[key]
         else:
-            place[key] = rng.choice(STRANGE)
+            place[key] = copy.deepcopy(rng.choice(STRANGE))
     return values
 
 
