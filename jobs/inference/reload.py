@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.common.model_reference import ResolvedModel, find_model, listing
@@ -70,14 +71,23 @@ def cluster(address: str | None) -> Iterator[None]:
 
     before = os.environ.get("RAY_ADDRESS")
     os.environ["RAY_ADDRESS"] = address or before or "auto"
+    _show_token()
     try:
         with ray_session():
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
             yield
     finally:
         if before is None:
             del os.environ["RAY_ADDRESS"]
         else:
             os.environ["RAY_ADDRESS"] = before
+
+
+def _show_token() -> None:
+    """Let Ray show its token, where there is one: it asks for one wherever `padt serve` has started it by itself."""
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if named or (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def run_reload(

@@ -105,6 +105,9 @@ def serving(
         except DeployError as error:
             serve.delete(APP_NAME)
             raise UserError(f"The engine did not start: {_last_line(str(error))}") from error
+        except BaseException:
+            serve.delete(APP_NAME)
+            raise
         try:
             yield Served(url, source.model, source.label, ray.get_runtime_context().gcs_address)
         finally:
@@ -140,11 +143,12 @@ def run_serve(
     if watch_s:
         check_watchable(model)
     stop = threading.Event()
-    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: _stop_once(stop))}
+    previous: dict[int, Any] = {}
     try:
         with serving(model, host, port, **settings) as served, ServedTags(served.url) as tags:
-            # Before this Ctrl-C interrupts the start, from here on it asks for the end.
-            previous[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: _stop_once(stop))
+            # Ray has handlers of its own from its start on; until here a signal interrupts.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                previous[number] = signal.signal(number, lambda number, frame: _stop_once(stop))
             announce(served)
             watcher = Watcher(model, served.version)
             tags.follow([served.version])
@@ -161,8 +165,8 @@ def run_serve(
     except KeyboardInterrupt:
         logger.info("Stopped")
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
 
 def _answering() -> list[str]:

@@ -20,8 +20,10 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "descri
 async def models(request: Request) -> ModelList:
     """The model that is loaded."""
     desk = desk_of(request)
-    known = desk.watch.last or (await desk.watch.ready() and desk.watch.last)
-    if not known:
+    # An engine that hangs is known all the same.
+    await desk.watch.ready()
+    known = desk.watch.last
+    if known is None:
         raise not_ready()
     card = ModelCard(
         id=desk.args.name,
