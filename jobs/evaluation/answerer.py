@@ -147,6 +147,10 @@ def _through_engine(model: Any, questions: Sequence[Question], settings: Any, ba
             question = questions[place]
             tickets[place] = engine.submit(question.image, question.request, settings)
         engine.step()
+        # What fails once would fail for the others too; the windows before this one are kept.
+        for ticket in [ticket for ticket in tickets.values() if ticket.done]:
+            if ticket.end().error is not None:
+                ticket.result()
     engine.run_until_idle()
     return [tickets[place].result(0) for place in range(len(questions))]
 

@@ -106,3 +106,16 @@ def test_answers_to_several_prompts_are_merged_without_doubles():
     ]
     assert whole["objects"][1]["span"] == [6, 8] and whole["tokens"] == 10 and whole["truncated"]
     assert whole["warnings"] == ["w", "1 objects were answered twice and are left out"]
+
+
+def test_what_fails_for_one_question_ends_the_window_at_once(data, monkeypatch):
+    asked = []
+
+    def fail(self, rows):
+        asked.extend(rows)
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr("padt.inference.engine.passes.RowPasses.admit", fail)
+    with pytest.raises(RuntimeError, match="device is gone"):
+        answers(data, batch_size=2)
+    assert len({row.ticket for row in asked}) == 2
