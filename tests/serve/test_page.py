@@ -213,6 +213,7 @@ def test_times_raw_answer_and_history(page: Any, engine: Scripted) -> None:
     times = page.inner_text("#times")
     assert all(name in times for name in ("First word", "First object", "Whole answer", "Server: "))
     page.click("#raw summary")
+    page.wait_for_selector("#json:not(:empty)")
     assert json.loads(page.inner_text("#json"))["version"] == "3"
     assert page.is_hidden("#history")
     asked(page, "the cup", "refer")
