@@ -154,6 +154,8 @@ def test_words_are_linked_to_box_mask_and_row_and_back(page: Any) -> None:
         # The dog's box is drawn first: it is the larger.
         assert lit(page) == everywhere, place
     assert page.locator(".object.lit .box:not(.halo)").is_visible()
+    # All but the object is darkened, so that it stands out.
+    playwright.expect(page.locator(".object.lit .shade")).to_have_css("opacity", "1")
     colour = "e => getComputedStyle(e).getPropertyValue('--colour')"
     assert (
         len({page.eval_on_selector(f"{where} [data-objects='1']", colour) for where in ("#text", "#rows", "#tags")})
@@ -166,7 +168,7 @@ def test_the_first_words_show_while_the_rest_is_still_to_come_and_cancel_ends_it
     page.set_input_files("#file", picture())
     page.fill("#words", "slowly")
     page.click("#ask")
-    page.wait_for_function("document.querySelector('#text').textContent === 'A red cup ('")
+    playwright.expect(page.locator("#text")).to_have_text("A red cup (")
     assert page.get_attribute("#answer", "aria-busy") == "true"
     assert page.is_hidden("#ask")
     page.click("#cancel")
@@ -242,7 +244,7 @@ def test_everything_is_reached_by_keyboard_and_focus_is_seen(page: Any) -> None:
     page.focus("[data-sample='one-shape.png']")
     page.keyboard.press("Enter")
     page.wait_for_selector("#frame:visible")
-    page.wait_for_function("document.activeElement.id === 'words'")
+    playwright.expect(page.locator("#words")).to_be_focused()
     page.keyboard.type("dog")
     page.keyboard.press("Enter")
     page.wait_for_selector("#answer[aria-busy=false]")
