@@ -23,11 +23,16 @@ const make = (tag, properties = {}, ...children) => {
 const seconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s`);
 
 /** All that changes. `answers` are about `picture`; `shown` is one of them; `pinned` objects stay lit. */
-const state = { picture: null, answers: [], shown: null, pinned: [], running: null };
+const state = { picture: null, answers: [], shown: null, pinned: [], running: null, opening: Promise.resolve() };
 
 // --- The picture -----------------------------------------------------------------------------------------------------
 
-async function open(file) {
+/** Pictures are opened one after the other, so that the last one chosen stays. */
+function open(file) {
+  state.opening = state.opening.then(() => take(file));
+}
+
+async function take(file) {
   try {
     const picture = await readPicture(file);
     state.running?.abort();
@@ -109,6 +114,7 @@ function readQuestion() {
 }
 
 async function send() {
+  await state.opening; // a large picture takes a moment
   if (state.running) return;
   let question;
   try {

@@ -125,6 +125,7 @@ def asked(page: Any, words: str = "dog, red cup", task: str = "detect", file: An
     page.check(f"[name=task][value={task}]")
     if task != "caption":
         page.fill("#words", words)
+    # A question that comes while the picture is still being read waits for it.
     page.click("#ask")
     page.wait_for_selector("#answer[aria-busy=false]")
     return page
