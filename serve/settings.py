@@ -125,6 +125,11 @@ class ServerArgs(BaseModel):
 
     max_rows: int = Field(16, ge=1, description="Answers that an engine writes at a time.")
     max_length: int = Field(6144, ge=64, description="Tokens of one request, its patches and its answer included.")
+    compile_steps: bool | str = Field(
+        False,
+        description="Compile the decoding step, with CUDA graphs on a GPU, or by the named back end of torch.compile; "
+        "the start takes minutes longer.",
+    )
     cache_mb: float = Field(1024, ge=0, description="MiB in which an engine keeps what it has seen of pictures.")
     max_queued_requests: int = Field(32, ge=0, description="Requests that may wait besides; more get a 503.")
     retry_after_s: int = Field(2, ge=1, description="What a 503 tells the client to wait.")

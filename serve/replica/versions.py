@@ -58,7 +58,9 @@ class Version:
             cache_mb=args.cache_mb,
         )
         count = CountSteps(process_meters(), self.name)
-        self.engine: Any = Engine(model, limits, on_step=count)
+        self.engine: Any = Engine(model, limits, on_step=count, compile=args.compile_steps)
+        # Before it runs: a shape that is compiled under a request would look like a model that hangs.
+        self.engine.warm_up()
         count.watch(self.engine)
         self._hang_after_s = args.hang_after_s
         self._readers: set[asyncio.Queue[Event | None]] = set()

@@ -48,6 +48,19 @@ def noise(seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8))
 
 
+def test_compiled_steps_are_warm_before_the_first_request(folder: Path) -> None:
+    # Torch's own compiler takes minutes; this back end runs the same padded shapes as they are.
+    args = ARGS.model_copy(update={"compile_steps": "eager", "max_rows": 2, "max_length": 256})
+    compiled = Version(ModelSource(model=str(folder)), args)
+    try:
+        request = caption_request()
+        (expected,) = predict(compiled.engine._model, noise(), request, SETTINGS)
+        (outcome,) = asyncio.run(collect(compiled, Job((noise(),), request, SETTINGS), pieces=False))
+    finally:
+        compiled.close()
+    assert outcome.prediction["text"] == expected.text
+
+
 async def collect(version: Version, job: Job, pieces: bool = True) -> list:
     return [item async for items in events_of(version, job, pieces) for item in items]
 
