@@ -59,7 +59,7 @@ def serve(
     from jobs.inference.serve import run_serve
 
     def announce(served: "Served") -> None:
-        console.out.print(f"{served.model} answers at {served.url}/v1/predict (description: {served.url}/docs)")
+        console.out.print(f"{served.model} answers at {served.url}/ (requests: /v1/predict, description: /docs)")
         console.out.print(f"another model in its place: padt reload MODEL --address {served.cluster}")
 
     scaling = {
