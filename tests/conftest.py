@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from jobs.common.ray_session import WORKER_ENVIRONMENT
+
 # Before anything imports Ray, MLflow or torch.
 os.environ.update(
+    WORKER_ENVIRONMENT,
     HF_HUB_OFFLINE="1",
     RAY_USAGE_STATS_ENABLED="0",
     MLFLOW_DISABLE_TELEMETRY="true",

@@ -1,0 +1,1 @@
+"""The endpoint under load: what the benchmarks of serving share."""
