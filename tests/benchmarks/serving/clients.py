@@ -104,13 +104,25 @@ def arriving(url: str, bodies: Sequence[bytes], rate: float, seconds: float, mos
         return [each.result() for each in waiting]
 
 
-def behind(url: str, question: bytes, others: Sequence[bytes], after_s: float) -> tuple[Reply, list[Reply]]:
-    """One question, some time after others that are still being answered, and their answers."""
+def beside(url: str, questions: Sequence[bytes], others: Sequence[bytes]) -> tuple[list[Reply], list[Reply]]:
+    """Questions one after the other, while a client for each of the others asks it over and over; all answers."""
+    done = threading.Event()
+
+    def keep_asking(number: int) -> list[Reply]:
+        client, replies = Client(url), []
+        while not done.is_set():
+            replies.append(client.ask(number, others[number]))
+        return replies
+
     with ThreadPoolExecutor(max(1, len(others))) as pool:
-        waiting = [pool.submit(Client(url).ask, number, body) for number, body in enumerate(others)]
-        time.sleep(after_s if others else 0.0)
-        reply = Client(url).ask(-1, question)
-        return reply, [each.result() for each in waiting]
+        waiting = [pool.submit(keep_asking, number) for number in range(len(others))]
+        try:
+            time.sleep(1.0 if others else 0.0)
+            client = Client(url)
+            answers = [client.ask(number, body) for number, body in enumerate(questions)]
+        finally:
+            done.set()
+        return answers, [reply for each in waiting for reply in each.result()]
 
 
 def alternately(url: str, model: str, bodies: Sequence[bytes], pictures: Sequence[bytes], rounds: int) -> list[float]:
