@@ -29,10 +29,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         # Set here so that they are gone after the test, as the writer leaves its own.
         monkeypatch.setenv(name, {"MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}.get(name, "1"))
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    yield uri
-    mlflow.set_tracking_uri(before)
+    # A writer sets the address for its whole process, in the environment too; tests share theirs.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
+    yield f"sqlite:///{tmp_path}/mlflow.db"
+    mlflow.set_tracking_uri(None)
 
 
 def traces(uri: str, experiment: str) -> list:
@@ -74,6 +74,11 @@ def test_a_server_that_is_down_costs_requests_nothing_and_is_counted(
         asked(writer)
     assert time.monotonic() - began < 2.0
     assert meters.total("padt_left_out_total", observer="traces") >= 100 - 16 - 1
+    # It must not set the address of a later test.
+    while not writer._background._items.empty():
+        writer._background._items.get_nowait()
+    writer._background.close(wait_s=60)
+    assert not writer._background._thread.is_alive()
 
 
 def test_a_request_that_was_not_chosen_has_no_trace(store: str) -> None:
