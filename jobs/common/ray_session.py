@@ -24,7 +24,7 @@ WORKER_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Ray Train's controller polls its workers this often; the default of 2 s is felt in short runs.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Requests go from proxy to ingress to engine by gRPC: as actor calls they cost the processes a fifth more.
+    # Requests go from proxy to ingress to engine by gRPC: as actor calls they cost the processes about a tenth more.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     # What a replica has loaded when it is ready stays: collecting garbage need not look through a model's objects.
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",

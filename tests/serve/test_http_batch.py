@@ -133,6 +133,8 @@ def test_a_batch_that_nobody_reads_any_more_is_given_up(http: httpx.Client, engi
     content = say("long") * 20
     with http.stream("POST", "/v1/batch", content=content, headers=TYPE) as response:
         next(response.iter_lines())
+        # The next ones have begun, and take two seconds.
+        assert settled(lambda: len(engine.jobs) > ARGS.max_batch_lines_at_once)
     (desk,) = app.desks
     assert settled(lambda: desk.batches.taken == 0 and desk.questions.taken == 0)
     time.sleep(0.1)
