@@ -134,5 +134,5 @@ def _wording(targets: Sequence[CaptionTarget], answers: Mapping[str, CaptionAnsw
     if lacking is None:
         metrics["caption_METEOR"] = score_meteor(written, references)
     else:
-        logger.info("%s", lacking)
+        logger.debug("%s", lacking)
     return metrics
