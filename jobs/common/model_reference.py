@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from padt.checkpoints.fingerprint import MODEL_FILES, fingerprint, model_files
 from padt.errors import UserError, install_command
 from padt.pretrained.hub import is_hub_id
 from padt.pretrained.hub import model_folder as hub_folder
@@ -23,8 +24,6 @@ REGISTERED_NAME = "padt"
 FINGERPRINT_TAG = "padt.fingerprint"
 LISTING_TAG = "padt.listing"
 _REFERENCE = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))")
-# What makes up a model; pictures, markers and notes beside it may change freely.
-_MODEL_FILES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -171,19 +170,9 @@ def registered_version(client: "MlflowClient", name: str, version: str, referenc
         raise UserError(f"{reference} is not in the registry: {fix}") from error
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over names and contents of a model's files; the same for a copy elsewhere."""
-    digest = hashlib.sha256()
-    for file in _files(folder):
-        with file.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        digest.update(f"{file.name}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
 def listing(folder: Path) -> str:
     """SHA-256 over names, sizes and times of a model's files: equal means unchanged, without reading gigabytes."""
-    entries = ((file.name, file.stat()) for file in _files(folder))
+    entries = ((file.name, file.stat()) for file in model_files(folder))
     text = "\n".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}" for name, stat in entries)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -218,10 +207,6 @@ def _model_folder(path: Path, reference: str) -> Path:
     return path.resolve()
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_FILES)
-
-
 def _fetch(url: str, entry: Any = None) -> Path:
     """Local copy of a remote model, made once for what lies there now, or for what a version was registered with."""
     # Both need packages that a plain installation may lack; paths and local versions do without.
@@ -239,7 +224,7 @@ def _fetch(url: str, entry: Any = None) -> Path:
                     f"Model {url} cannot be read as a model folder: it has no config.json, which is written last. "
                     "Check the address, or finish what writes it."
                 )
-            content = remote.listing(_MODEL_FILES)
+            content = remote.listing(MODEL_FILES)
     else:
         content = weights or ""
     # A card names a base model by its folder; training leaves its model in RUN/model.

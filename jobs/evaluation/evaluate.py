@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.model_reference import ResolvedModel, find_model, fingerprint
+from jobs.common.model_reference import ResolvedModel, find_model
 from jobs.common.progress_bar import counting
 from jobs.evaluation.answerer import ModelAnswerer
 from jobs.evaluation.answers import answer_here, answer_on_ray, checked, windows
@@ -21,6 +21,7 @@ from jobs.evaluation.samples import EvalSet, open_eval_set, policy_mismatch
 from jobs.evaluation.scoring import SetScores, read_synonyms, remarks, score_records
 from jobs.evaluation.store import AnswerStore, EvaluationPlan, normalised
 from jobs.evaluation.tracking import check_tracking, track
+from padt.checkpoints.fingerprint import fingerprint
 from padt.errors import UserError
 from pipelines.io.storage import Folder
 

@@ -19,7 +19,6 @@ from jobs.common.model_reference import (
     LISTING_TAG,
     REGISTERED_NAME,
     check_unchanged,
-    fingerprint,
     listing,
     local_path,
     parse_reference,
@@ -28,6 +27,7 @@ from jobs.common.model_reference import (
 )
 from jobs.common.model_reference import find_model as find_model
 from jobs.common.model_reference import resolve_model as resolve_model
+from padt.checkpoints.fingerprint import fingerprint
 from padt.errors import UserError
 from padt.metrics.table import is_watched, require_metric
 from pipelines.io.storage import Folder

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.config_tree import differences, flatten
-from jobs.common.model_reference import fetched, fingerprint, listing
+from jobs.common.model_reference import fetched, listing
 from jobs.training.config import TrainConfig
+from padt.checkpoints.fingerprint import fingerprint
 from padt.errors import UserError
 from padt.pretrained.hub import is_hub_id
 from pipelines.dataset.manifest import open_set

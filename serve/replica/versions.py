@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,6 +39,7 @@ class Version:
         import torch
 
         from padt import load_model
+        from padt.checkpoints.fingerprint import fingerprint
         from padt.inference.engine import Engine, EngineLimits
 
         self.source = source
@@ -48,7 +48,8 @@ class Version:
         self.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model = load_model(source.model, dtype=dtype, device=self.device, attn_implementation=args.attn_implementation)
-        self.fingerprint = weights_fingerprint(Path(source.model))
+        # The registry's tag begins with it.
+        self.fingerprint = fingerprint(Path(source.model))[:12]
         limits = EngineLimits(
             max_rows=args.max_rows,
             max_length=args.max_length,
@@ -116,13 +117,3 @@ class Version:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """Twelve hexadecimal digits over the content of a model folder's weights and configuration."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:12]

@@ -14,12 +14,13 @@ pytest.importorskip("ray.serve")
 
 from PIL import Image  # noqa: E402
 
+from padt.checkpoints.fingerprint import fingerprint  # noqa: E402
 from padt.inference.events import ObjectFound, TextPiece  # noqa: E402
 from padt.inference.predict import predict  # noqa: E402
 from padt.inference.requests import GenerationSettings, caption_request, detect_request, text_request  # noqa: E402
 from serve.messages import Job, Outcome  # noqa: E402
 from serve.replica.deployment import events_of  # noqa: E402
-from serve.replica.versions import Version, weights_fingerprint  # noqa: E402
+from serve.replica.versions import Version  # noqa: E402
 from serve.settings import ModelSource, ServerArgs  # noqa: E402
 from tests.padt.tiny import tiny_model  # noqa: E402
 
@@ -194,7 +195,7 @@ def test_a_fingerprint_is_of_the_content(folder: Path, tmp_path: Path) -> None:
     other.mkdir()
     for path in folder.iterdir():
         (other / path.name).write_bytes(path.read_bytes())
-    assert weights_fingerprint(other) == weights_fingerprint(folder)
+    assert fingerprint(other) == fingerprint(folder)
     weights = next(other.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    assert weights_fingerprint(other) != weights_fingerprint(folder)
+    assert fingerprint(other) != fingerprint(folder)
