@@ -35,7 +35,7 @@ demo: setup  ## the toy recipe end to end (about ten minutes on two cores)
 	$(BIN)/padt demo
 
 test: check  ## lint, import contracts, types and all tests
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --reruns 1
 
 check: setup  ## lint, import contracts and types only
 	$(BIN)/ruff format --check .
