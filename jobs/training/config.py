@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).parent / "configs"
 NOT_SHAPING: Any = {
     **dict.fromkeys(("model", "output", "reader", "checkpoint", "tracking", "max_failures", "log_every"), True),
     **dict.fromkeys(("gpu", "cpus_per_worker", "threads_per_worker", "attn_implementation"), True),
-    "gradient_checkpointing": True,
+    **dict.fromkeys(("gradient_checkpointing", "packing"), True),
     "data": {"eval_sets"},
     "loss": {"chunk_rows"},
 }
@@ -116,6 +116,8 @@ class TrainConfig(Section):
         zero_stage: DeepSpeed ZeRO stage.
         workers: training processes; each holds one GPU if ``gpu`` is set.
         gradient_checkpointing: parts that trade a second forward pass for memory.
+        packing: texts of a batch in one sequence, so that the language model works on no padding (the same losses).
+            ``auto``: where FlashAttention computes the attention; other kernels take the time of the whole square.
         threads_per_worker: CPU threads of PyTorch in a worker (more than the free cores slows it down badly).
         max_failures: how often a worker group that died is restored from its last checkpoint.
         log_every: optimiser steps between metric records.
@@ -140,6 +142,7 @@ class TrainConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     gradient_checkpointing: RecomputeConfig = RecomputeConfig()
     attn_implementation: str = "auto"
+    packing: bool | Literal["auto"] = "auto"
     workers: int = Field(default=1, ge=1)
     gpu: bool = False
     cpus_per_worker: float = Field(default=1, gt=0)

@@ -54,7 +54,7 @@ def check_parameter_names(config: TrainConfig) -> None:
 
 
 def prepare_for_training(model: Any, config: TrainConfig, *, empty_adapters: bool = False) -> None:
-    """Attach adapters, freeze what is not trained, and switch gradient checkpointing, as a configuration says."""
+    """Attach adapters, freeze what is not trained, switch checkpointing and packing, as a configuration says."""
     from padt.checkpoints.lora import attach, reset
     from padt.model.checkpointing import set_checkpointing
     from padt.model.trainable import freeze
@@ -69,3 +69,5 @@ def prepare_for_training(model: Any, config: TrainConfig, *, empty_adapters: boo
     # Fitted to the scores of the weights as they were.
     model.config.score_calibration = model.config.score_thresholds = None
     set_checkpointing(model, **config.gradient_checkpointing.model_dump())
+    attention = str(model.config.text_config._attn_implementation)
+    model.packing = "flash" in attention if config.packing == "auto" else config.packing

@@ -24,6 +24,7 @@ from padt.model.decoder import ObjectDecoder, initialize_part
 from padt.model.head import DynamicVocabularyHead
 from padt.model.losses import LossCounts, LossInputs, LossSettings, total_loss
 from padt.model.outputs import PaDTOutput, StateRecorder
+from padt.model.packing import packed_states
 from padt.model.vision import ImageFeatures, encode_images, pad_images
 from padt.pretrained.config import PaDTConfig, VLDecoderConfig
 from padt.pretrained.strict import load_strictly, save_beside
@@ -57,6 +58,8 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         assert isinstance(config.vl_decoder, VLDecoderConfig)  # the configuration fills it in
         self.vl_decoder = ObjectDecoder(config.vl_decoder, config.feature_order)
         self.processor: Any = None
+        # Training only: texts of a batch in one sequence (padt.model.packing) instead of in padded rows.
+        self.packing = False
         self.post_init()
 
     @classmethod
@@ -286,12 +289,15 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             image_grid_thw=batch.grid_thw,
             attention_mask=batch.attention_mask,
         )
-        hidden = self.model.language_model(
-            inputs_embeds=embeddings,
-            attention_mask=batch.attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        if self.packing:
+            hidden = packed_states(self.model.language_model, embeddings, batch.attention_mask, position_ids)
+        else:
+            hidden = self.model.language_model(
+                inputs_embeds=embeddings,
+                attention_mask=batch.attention_mask,
+                position_ids=position_ids,
+                use_cache=False,
+            ).last_hidden_state
 
         excluded = _excluded_vrts(batch, self.config.vrt_offset) if settings.robust else None
         nll = self.lm_head(

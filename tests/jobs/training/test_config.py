@@ -1,11 +1,15 @@
 """Training configuration: wrong keys are caught by name, overrides reach any depth, the packaged files hold."""
 
+import copy
+
 import pytest
 from pydantic import ValidationError
 
 from jobs.common.config_tree import build_config
 from jobs.training.config import CONFIGS, TrainConfig, load_config
+from jobs.training.trainable import prepare_for_training
 from padt.errors import UserError
+from tests.padt.tiny import tiny_model
 
 TREE = {"model": "m", "output": "o", "steps": 10, "data": {"sets": [{"url": "set"}]}}
 
@@ -99,6 +103,7 @@ def test_resolved_yaml_reads_back(tmp_path):
         "threads_per_worker=2",
         "attn_implementation=sdpa",
         "gradient_checkpointing=true",
+        "packing=true",
         "loss.chunk_rows=64",
         "checkpoint.every=7",
         "tracking.run_name=again",
@@ -146,3 +151,19 @@ def test_gradient_checkpointing_by_part_or_at_once():
     assert build("gradient_checkpointing=true").gradient_checkpointing.decoder
     config = build("gradient_checkpointing.vision=true")
     assert config.gradient_checkpointing.vision and not config.gradient_checkpointing.language
+
+
+@pytest.mark.parametrize(
+    ("packing", "kernel", "packed"),
+    [
+        ("auto", "sdpa", False),
+        ("auto", "flash_attention_2", True),
+        (True, "sdpa", True),
+        (False, "flash_attention_2", False),
+    ],
+)
+def test_texts_are_packed_where_the_kernel_gains_by_it_or_as_told(packing, kernel, packed):
+    model = copy.deepcopy(tiny_model())
+    model.config.text_config._attn_implementation_internal = kernel
+    prepare_for_training(model, build(packing=packing))
+    assert model.packing is packed
