@@ -1,12 +1,10 @@
 """The report of a prepared data set: one HTML page that needs nothing beside itself."""
 
-import base64
-import html
-import io
 import logging
+from collections.abc import Iterable
 
-from PIL import Image
-
+from padt.drawing.charts import bar
+from padt.drawing.page import Content, Markup, PageSection, element, figure, html_page, paragraph, picture, table
 from padt.errors import ImageError
 from pipelines.dataset.losses import alarms
 from pipelines.dataset.manifest import Manifest
@@ -20,27 +18,6 @@ logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.html"
 _PICTURES = 8
-_PICTURE_WIDTH = 720
-_BAR_WIDTH = 140
-_LONG = 24
-_STYLE = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }
-body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
-h1 { margin-bottom: 0; overflow-wrap: anywhere } h2 { margin: 2rem 0 .3rem; font-size: 1.15rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; min-width: min(100%, 30rem) }
-th, td { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top; overflow-wrap: break-word }
-th { font-weight: 600; border-bottom: 1px solid #8886 }
-td.long { min-width: 11rem; max-width: 40rem; overflow-wrap: anywhere }
-.n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
-.bar { background: #2a7fd4; height: .7rem; display: inline-block; border-radius: 2px }
-.flow { columns: 22rem; column-gap: 3rem } .flow h2 { break-after: avoid } .flow tr { break-inside: avoid }
-.flow table { min-width: 0 } .flow .wide { overflow: visible }
-.sheet { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1.2rem }
-figure { margin: 0; max-width: 44rem } img { width: 100% } figcaption, code, p { overflow-wrap: anywhere }
-p { margin: .3rem 0 } .quiet { opacity: .7 }
-@media (max-width: 40rem) { th, td { padding-right: .5rem; font-size: .85rem } td.long { min-width: 8rem } }
-.alarm { border-left: .4rem solid #d4402a; background: #d4402a22; padding: .5rem .8rem }
-"""
 
 
 def write_report(url: str, manifest: Manifest) -> None:
@@ -53,96 +30,72 @@ def write_report(url: str, manifest: Manifest) -> None:
         manifest: what will be its manifest.
     """
     sections = describe(manifest, examples(url, manifest))
-    parts = [
-        f"<h1>{_text(manifest.name)}</h1>",
-        f"<p class=quiet>split {_text(', '.join(manifest.splits))}, fingerprint "
-        f"<code>{manifest.fingerprint[:16]}</code>, padt {_text(manifest.tool_version)}, images: "
-        f"{'in the shards' if manifest.images_mode == 'copy' else 'linked'}</p>",
-        *(f"<p class=alarm>{_text(said)}</p>" for said in alarms(manifest)),
-        *(_section(section) for section in sections if not section.bars),
-        "<div class=flow>",
-        *(f"<div>{_section(section)}</div>" for section in sections if section.bars),
-        "</div><h2>Pictures</h2>",
-        _pictures(url, manifest),
-        _section(
-            Section(
-                "Made from",
-                ("role", "file", "bytes"),
-                tuple((each.role, each.path, each.bytes) for each in manifest.sources),
-            )
+    images = "in the shards" if manifest.images_mode == "copy" else "linked"
+    lead = [
+        paragraph(
+            f"split {', '.join(manifest.splits)}, fingerprint ",
+            element("code", manifest.fingerprint[:16]),
+            f", padt {manifest.tool_version}, images: {images}",
+            class_="quiet",
         ),
-        f"<p>Resize policy: factor {manifest.policy.factor}, {manifest.policy.min_pixels:,} to "
-        f"{manifest.policy.max_pixels:,} pixels. {len(manifest.shards):,} shards, "
-        f"{sum(shard.bytes for shard in manifest.shards):,} bytes.</p>",
+        *(paragraph(said, class_="alarm") for said in alarms(manifest)),
     ]
-    page = (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{_text(manifest.name)} - data set report</title><style>{_STYLE}</style><body>"
-        + "\n".join(parts)
-        + "</body></html>\n"
+    columns = element("div", *(element("div", *_histogram(each)) for each in sections if each.bars), class_="flow")
+    policy = manifest.policy
+    made_of = paragraph(
+        f"Resize policy: factor {policy.factor}, {policy.min_pixels:,} to {policy.max_pixels:,} pixels. "
+        f"{len(manifest.shards):,} shards, {sum(shard.bytes for shard in manifest.shards):,} bytes."
     )
-    Folder(url).write(REPORT_NAME, page.encode())
-
-
-def _text(value: object) -> str:
-    return html.escape(f"{value:,}" if isinstance(value, int) else str(value))
-
-
-def _section(section: Section) -> str:
-    title = f"<h2>{_text(section.title)}</h2>"
-    note = f"<p class=quiet>{_text(section.note)}</p>" if section.note else ""
-    if not section.rows:
-        return f"{title}<p class=quiet>None.</p>{note}"
-    numeric = [isinstance(value, int) for value in section.rows[0]]
-    head = "".join(
-        f"<th{' class=n' if right else ''}>{_text(name)}" for name, right in zip(section.columns, numeric, strict=True)
+    sources = Section(
+        "Made from", ("role", "file", "bytes"), tuple((each.role, each.path, each.bytes) for each in manifest.sources)
     )
-    peak = max((_number(row) for row in section.rows), default=1) if section.bars else 1
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{_class(value)}>{_text(value)}" for value in row)
-        + (
-            f"<td><span class=bar style='width:{_BAR_WIDTH * _number(row) / peak:.0f}px'></span>"
-            if section.bars
-            else ""
-        )
-        for row in section.rows
+    page = html_page(
+        f"{manifest.name} - data set report",
+        lead,
+        [
+            *(PageSection(each.title, (*_table(each),)) for each in sections if not each.bars),
+            PageSection("What is in it", (columns,)),
+            PageSection("Pictures", (*_pictures(url, manifest),)),
+            PageSection(sources.title, (*_table(sources), made_of)),
+        ],
     )
-    return f"{title}<div class=wide><table><tr>{head}</tr>{body}</table></div>{note}"
+    Folder(url).write(REPORT_NAME, page)
 
 
-def _class(value: object) -> str:
-    """Numbers stand right; long texts are broken anywhere, short ones keep their words whole."""
-    return " class=n" if isinstance(value, int) else " class=long" if len(str(value)) > _LONG else ""
+def _table(section: Section) -> Iterable[Markup]:
+    yield table(section.columns, section.rows, section.title) if section.rows else paragraph("None.", class_="quiet")
+    if section.note:
+        yield paragraph(section.note, class_="quiet")
 
 
-def _number(row: tuple[object, ...]) -> int:
+def _histogram(section: Section) -> Iterable[Markup]:
+    """A table whose last column is drawn as bars too."""
+    peak = max(_number(row) for row in section.rows) or 1
+    rows = [(*row, bar(_number(row) / peak)) for row in section.rows]
+    yield element("h3", section.title)
+    yield table((*section.columns, ""), rows, section.title)
+    if section.note:
+        yield paragraph(section.note, class_="quiet")
+
+
+def _number(row: tuple[Content, ...]) -> int:
     return row[-1] if isinstance(row[-1], int) else 0
 
 
-def _pictures(url: str, manifest: Manifest) -> str:
+def _pictures(url: str, manifest: Manifest) -> Iterable[Markup]:
     figures = []
     for row in spread_rows(url, manifest, _PICTURES):
         try:
-            picture = draw_row(row)
+            drawn = draw_row(row)
         except ImageError as error:
             # A linked image may be gone by now; the set is what it is.
             logger.warning("The report leaves out the picture of %s: %s", row["key"], error)
             continue
-        key = _text(row["key"])
-        figures.append(f"<figure><figcaption>{key}</figcaption><img alt='{key}' src='{_data_url(picture)}'></figure>")
+        figures.append(figure([picture(drawn, row["key"])], row["key"]))
     if not figures:
-        return "<p class=quiet>There is nothing to show.</p>"
-    return (
-        "<p>Patch grid, foreground patches (tinted cells), masks, boxes; numbers are places in the row's objects.</p>"
-        f"<div class=sheet>{''.join(figures)}</div>"
+        yield paragraph("There is nothing to show.", class_="quiet")
+        return
+    yield paragraph(
+        "Patch grid, foreground patches (tinted cells), masks, boxes; numbers are places in the row's objects."
     )
-
-
-def _data_url(picture: Image.Image) -> str:
-    if picture.width > _PICTURE_WIDTH:
-        height = max(1, round(picture.height * _PICTURE_WIDTH / picture.width))
-        picture = picture.resize((_PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    yield element("div", *figures, class_="sheet")

@@ -26,7 +26,7 @@ class Section:
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[object, ...], ...]
+    rows: tuple[tuple[str | int, ...], ...]
     note: str = ""
     bars: bool = False
 

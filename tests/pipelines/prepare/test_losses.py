@@ -42,7 +42,7 @@ def test_a_kind_that_is_lost_is_told_with_reason_example_and_cause(tmp_path, cap
         tell_alarms(str(tmp_path / "set"), manifest)
     assert said in caplog.text and "report.html" in caplog.text
     page = (tmp_path / "set" / "report.html").read_text()
-    assert 0 < page.index("class=alarm>3 of 4 objects") < page.index("What came in")
+    assert 0 < page.index('class="alarm">3 of 4 objects') < page.index("What came in")
     assert inspect(str(tmp_path / "set")).alarms == [said]
     assert Manifest.read(str(tmp_path / "set")).losses == (loss,)
 
@@ -63,7 +63,7 @@ def test_causes_come_before_what_follows_from_them(tmp_path):
     assert [loss.kind for loss in manifest.losses] == ["image", "object"]
     assert "0001.jpg" in manifest.losses[0].example
     page = (tmp_path / "set" / "report.html").read_text()
-    assert page.index("<td>image_missing") < page.index("<td>image_rejected")
+    assert page.index(">image_missing<") < page.index(">image_rejected<")
 
 
 def test_a_set_without_rows_is_an_error_that_leaves_nothing_and_the_rerun_takes_what_came(tmp_path):

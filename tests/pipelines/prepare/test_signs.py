@@ -16,7 +16,7 @@ def _notes(folder, annotations, orientation=None, size=(WIDTH, HEIGHT)):
     manifest = prepare_here(options_for(folder, folder / "set"))
     assert all(note.example == "coco/train/1" for note in manifest.notes)
     page = (folder / "set" / "report.html").read_text()
-    assert ("class=alarm" in page) == bool(manifest.notes)
+    assert ('class="alarm"' in page) == bool(manifest.notes)
     return {note.code: note.count for note in manifest.notes}
 
 
