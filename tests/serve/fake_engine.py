@@ -23,16 +23,17 @@ def words_of(request: Request) -> str:
 
 
 class Answers:
-    """Answers at once; the prompts 'slow', 'refuse', 'crash', 'die', 'long', 'cut' and 'hang' do what they say.
+    """Answers at once; the prompts 'slow', 'endless', 'refuse', 'crash', 'die', 'cut' and 'hang' do what they say.
 
     Attributes:
         jobs: what was asked.
+        running: how many questions are being answered.
         cancelled: how many questions were given up.
     """
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
-        self.cancelled = 0
+        self.running = self.cancelled = 0
         self.stalled_s = 0.0
 
     async def answer(self, job: Job) -> Outcome:
@@ -42,12 +43,15 @@ class Answers:
         return outcome
 
     async def stream(self, job: Job) -> AsyncIterator[list[StreamItem]]:
+        self.running += 1
         try:
             async for items in self._stream(job):
                 yield items
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
+        finally:
+            self.running -= 1
 
     async def _stream(self, job: Job) -> AsyncIterator[list[StreamItem]]:
         self.jobs.append(job)
@@ -76,10 +80,9 @@ class Answers:
         yield [TextPiece("one thing (")]
         if prediction.objects:
             yield [ObjectFound(number, found) for number, found in enumerate(prediction.objects)]
-        if "long" in words:
-            for _ in range(100):
-                await asyncio.sleep(0.02)
-                yield [TextPiece("and so on ")]
+        while "endless" in words:
+            await asyncio.sleep(0.02)
+            yield [TextPiece("and so on ")]
         times = Times(queued=0.001, prefill=0.002, decode=0.003, objects=0.004)
         reason = "length" if prediction.truncated else "stop"
         about = {"times": times, "prompt_tokens": 7, "completion_tokens": 5, "version": "fake/1", "fingerprint": "f00"}

@@ -147,7 +147,7 @@ def test_an_answer_that_was_cut_says_so(client: Any) -> None:
 
 def test_who_leaves_a_stream_ends_the_work(client: Any, engine: Answers) -> None:
     before = engine.cancelled
-    with client.chat.completions.create(model="padt", messages=[user(words("long"))], stream=True) as chunks:
+    with client.chat.completions.create(model="padt", messages=[user(words("endless"))], stream=True) as chunks:
         for chunk in chunks:
             if chunk.choices[0].delta.content:
                 break

@@ -56,7 +56,8 @@ def read_events(text: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def settled(done: Callable[[], bool], seconds: float = 3.0) -> bool:
+def settled(done: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Whether something comes true; waits for long, since machines that test are slow and stall."""
     until = time.monotonic() + seconds
     while not done() and time.monotonic() < until:
         time.sleep(0.01)
@@ -203,17 +204,17 @@ def test_what_is_wrong_before_is_no_stream(http: httpx.Client) -> None:
 def test_who_leaves_a_stream_ends_the_work_and_frees_the_place(engine: Answers) -> None:
     app = served(engine, ARGS)
     with listening(app) as url, connect(url) as http:
-        body = {"image": IMAGE, "task": "chat", "prompt": "long", "stream": True}
-        for _ in range(5):
+        body = {"image": IMAGE, "task": "chat", "prompt": "endless", "stream": True}
+        for number in range(1, 6):
             with http.stream("POST", "/v1/predict", json=body) as response:
                 for part in response.iter_bytes():
                     if b"event: text" in part:
                         break
+            # The next one finds its place whatever the machine does.
+            assert settled(lambda: engine.running == 0)
+            assert engine.cancelled == number
         (desk,) = app.desks  # type: ignore[attr-defined]
-        assert settled(lambda: engine.cancelled == 5 and desk.questions.taken == 0), (
-            engine.cancelled,
-            desk.questions.taken,
-        )
+        assert settled(lambda: desk.questions.taken == 0)
         assert desk.bodies.taken == 0
 
 
