@@ -16,8 +16,9 @@ from jobs.evaluation.checks import check_heads, check_scorers
 from jobs.evaluation.evaluate import answer
 from jobs.evaluation.samples import EvalSet, open_eval_set
 from padt.errors import UserError
-from padt.inference.calibration import ScoreCalibration, calibration_error, features_of, fit_calibration, quality_of
+from padt.inference.calibration import ScoreCalibration, features_of, fit_calibration, quality_of
 from padt.inference.predict import GenerationSettings
+from padt.metrics.analysis.shares import calibration_error
 from padt.metrics.detect import TrueImage, score_detect
 from padt.metrics.records import FoundObject
 from padt.pretrained.hub import is_hub_id

@@ -157,7 +157,7 @@ def picture(image: Image.Image, alt: str, width: int = 720, quality: int = 82) -
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=quality)
     source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return element("img", alt=alt, width=str(image.width), height=str(image.height), loading="lazy", src=source)
+    return element("img", alt=alt, width=str(image.width), height=str(image.height), src=source)
 
 
 def figure(pictures: Sequence[Markup], *caption: Content) -> Markup:

@@ -194,13 +194,5 @@ def fit_calibration(features: np.ndarray, quality: np.ndarray, penalty: float = 
     return ScoreCalibration(float(weights[-1] - slopes @ mean), *(float(slope) for slope in slopes))
 
 
-def calibration_error(scores: np.ndarray, quality: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error of ``(objects,)`` scores and qualities, over bins of equally many objects."""
-    order = np.argsort(scores, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    gaps = [abs(scores[part].mean() - quality[part].mean()) * len(part) for part in parts]
-    return float(sum(gaps) / max(1, len(scores)))
-
-
 def _sigmoid(values: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(values, -30, 30)))

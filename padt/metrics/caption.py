@@ -62,6 +62,21 @@ class CaptionAnswer:
     truncated: bool = False
 
 
+@dataclass(frozen=True)
+class CaptionGrounding:
+    """Which groups of a caption fit which objects.
+
+    Attributes:
+        pairs: place of a group in the answer, place of its object among the target's boxes.
+        hallucinated: places of groups that fit no object.
+        missed: places of objects that the references mention and no group fits.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    hallucinated: tuple[int, ...]
+    missed: tuple[int, ...]
+
+
 def plain_caption(text: str) -> str:
     """A caption's words, without its groups of VRTs or placeholders."""
     return " ".join(_LEFT_OVER.sub(" ", _GROUNDED.sub(" ", text)).split())
@@ -76,6 +91,17 @@ def is_grounded(answer: CaptionAnswer) -> bool:
     outside, groups = _GROUNDED.subn(" ", answer.text)
     # A half-written tag counts against the caption as well as a whole one outside parentheses.
     return groups > 0 and "<|VRT" not in outside
+
+
+def grounding_of(target: CaptionTarget, answer: CaptionAnswer) -> CaptionGrounding:
+    """Pair the groups of a caption with objects, greedily and one to one, at IoU ``MATCH_IOU``."""
+    pairs = match_greedily(box_iou([found.box for found in answer.objects], target.boxes), MATCH_IOU)
+    groups, objects = {row for row, _ in pairs}, {column for _, column in pairs}
+    return CaptionGrounding(
+        tuple(pairs),
+        tuple(place for place in range(len(answer.objects)) if place not in groups),
+        tuple(sorted(target.mentioned - objects)),
+    )
 
 
 def score_captions(targets: Sequence[CaptionTarget], answers: Mapping[str, CaptionAnswer]) -> Scores:
@@ -94,31 +120,31 @@ def score_captions(targets: Sequence[CaptionTarget], answers: Mapping[str, Capti
     if not targets:
         return Scores({}, {"captions": 0})
     empty = CaptionAnswer("", (), 0)
-    grounded = groups = paired = mentioned = recalled = tokens = 0
+    grounded = groups = hallucinated = mentioned = missed = tokens = 0
     for target in targets:
         answer = answers.get(target.id, empty)
         grounded += is_grounded(answer)
         tokens += answer.tokens
         groups += len(answer.objects)
         mentioned += len(target.mentioned)
-        pairs = match_greedily(box_iou([found.box for found in answer.objects], target.boxes), MATCH_IOU)
-        paired += len(pairs)
-        recalled += sum(column in target.mentioned for _, column in pairs)
+        found = grounding_of(target, answer)
+        hallucinated += len(found.hallucinated)
+        missed += len(found.missed)
     metrics = {
         "caption_grounded": grounded / len(targets),
         "caption_tokens": tokens / len(targets),
         "caption_objects": groups / len(targets),
         # A model that grounds nothing is given no credit for making no mistake.
-        "caption_GP": paired / groups if groups else 0.0,
+        "caption_GP": (groups - hallucinated) / groups if groups else 0.0,
     }
     if mentioned:
-        metrics["caption_GR"] = recalled / mentioned
+        metrics["caption_GR"] = (mentioned - missed) / mentioned
     counts = {
         "captions": len(targets),
         "caption_groups": groups,
-        "caption_hallucinated": groups - paired,
+        "caption_hallucinated": hallucinated,
         "caption_objects_mentioned": mentioned,
-        "caption_missed": mentioned - recalled,
+        "caption_missed": missed,
     }
     metrics |= _wording(targets, answers)
     return Scores(metrics, counts)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from padt.metrics.analysis.shares import summed
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.rejects import LeftOut, by_cause
 from pipelines.dataset.schema import REJECT_REASONS, REPAIRS
@@ -49,20 +50,10 @@ def histograms(manifest: Manifest) -> list[Section]:
         _bars("Objects by class", "class", dict(list(classes.items())[:_MOST_CLASSES]), len(classes) - _MOST_CLASSES),
         _bars("Size of objects (square root of the box's area in pixels)", "up to", statistics.get("object_sides", {})),
         _bars("Size of images (longer side in pixels)", "up to", statistics.get("image_sides", {})),
-        _bars("Objects per image", "objects", in_powers(statistics.get("objects_per_image", {}))),
-        _bars("Foreground patches per object", "patches", in_powers(statistics.get("patches_per_object", {}))),
+        _bars("Objects per image", "objects", summed(statistics.get("objects_per_image", {}))),
+        _bars("Foreground patches per object", "patches", summed(statistics.get("patches_per_object", {}))),
     ]
     return [section for section in found if section.rows]
-
-
-def in_powers(histogram: Mapping[str, int]) -> dict[str, int]:
-    """Counts by 0, 1, 2, 3-4, 5-8, and so on in powers of two."""
-    bins: dict[str, int] = {}
-    for value, count in histogram.items():
-        high = 1 << max(0, int(value) - 1).bit_length()
-        name = value if int(value) <= 2 else f"{high // 2 + 1}-{high}"
-        bins[name] = bins.get(name, 0) + count
-    return bins
 
 
 def _bars(title: str, name: str, histogram: Mapping[str, int], left_out: int = 0) -> Section:

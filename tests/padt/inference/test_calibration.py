@@ -10,7 +10,6 @@ from padt.inference.calibration import (
     FEATURES,
     ScoreCalibration,
     calibrated,
-    calibration_error,
     features_of,
     fit_calibration,
     quality_of,
@@ -20,6 +19,7 @@ from padt.inference.generation import GenerationSettings
 from padt.inference.predict import caption_request, predict
 from padt.inference.results import PredictedObject
 from padt.inference.stream import stream
+from padt.metrics.analysis.shares import calibration_error
 from padt.pretrained.config import PaDTConfig
 
 
