@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.verb import examples
+from jobs.cli.verb import Refine, RefineModel, RefinePrompt, examples
 from jobs.common import console
 from padt.errors import UserError
 
@@ -32,6 +32,7 @@ MLflow = Annotated[
         "padt evaluate models:/padt@champion runs/demo/prepare/val --out runs/scores",
         "padt evaluate runs/demo/finetune/model runs/coco-val --task detect --limit 100 --workers 2",
         "padt evaluate runs/model runs/refcoco runs/refcoco+ runs/refcocog --out runs/rec",
+        "padt evaluate runs/model runs/refcoco --refine sam2 --out runs/refined",
     )
 )
 def evaluate(
@@ -55,6 +56,9 @@ def evaluate(
     names_per_prompt: Annotated[
         int | None, typer.Option(min=1, help="Classes in one detection prompt; answers are merged. None = all.")
     ] = None,
+    refine: Refine = None,
+    refine_prompt: RefinePrompt = None,
+    refine_model: RefineModel = None,
     synonyms: Synonyms = None,
     released: Released = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw earlier answers in --out away.")] = False,
@@ -66,9 +70,11 @@ def evaluate(
     """
     from jobs.evaluation.evaluate import run_evaluate
     from jobs.evaluation.tracking import wanted_tracking
+    from padt.inference.refine import Refinement
     from padt.inference.requests import GenerationSettings
     from padt.metrics.refer import mean_of_splits
 
+    refinement = Refinement.asked(refine, refine_prompt, refine_model)
     folders = _folders(out, data)
     splits: dict[str, dict[str, float]] = {}
     for url, folder in zip(data, folders, strict=True):
@@ -88,6 +94,7 @@ def evaluate(
             names_per_prompt=names_per_prompt,
             synonyms=synonyms,
             released=released,
+            refine=refinement,
             load_options={name: value for name, value in (("device", device), ("dtype", dtype)) if value},
             overwrite=overwrite,
             mlflow=wanted_tracking(mlflow),

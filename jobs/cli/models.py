@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.verb import examples
+from jobs.cli.verb import Refine, RefineModel, RefinePrompt, examples
 from jobs.common import console
 from padt.errors import UserError
 
@@ -52,6 +52,9 @@ def predict(
         float | None,
         typer.Option(help="Leave out objects, so that mistakes are no more frequent (`padt calibrate --thresholds`)."),
     ] = None,
+    refine: Refine = None,
+    refine_prompt: RefinePrompt = None,
+    refine_model: RefineModel = None,
     together: Annotated[bool, typer.Option("--together", help="One question about all pictures.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered at the same time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
@@ -60,6 +63,7 @@ def predict(
     import json
 
     from jobs.inference.predict import PicturePrediction, make_request, run_predict
+    from padt.inference.refine import Refinement
     from padt.inference.requests import GenerationSettings
 
     def tell(result: PicturePrediction) -> None:
@@ -80,6 +84,7 @@ def predict(
         batch_size=batch_size,
         together=together,
         false_alarms=false_alarms,
+        refine=Refinement.asked(refine, refine_prompt, refine_model),
         load_options={"device": device} if device else None,
         on_result=tell,
     )

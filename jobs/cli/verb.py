@@ -2,14 +2,33 @@
 
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
 from jobs.common import console
 
 _JOBS = Path(__file__).resolve().parents[1]
+
+Refine = Annotated[
+    str | None, typer.Option(metavar="sam2", help="Let SAM 2 refine the masks; boxes and scores stay. None = do not.")
+]
+RefinePrompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHAT",
+        help="What SAM 2 is told of an object: box+mask (the default), box, mask or points. "
+        "Boxes and masks were seen to help, points (centres of patches) were not.",
+    ),
+]
+RefineModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="SAM 2's folder or OWNER/NAME; default: facebook/sam2.1-hiera-large of the Hub."
+    ),
+]
 
 
 class Verb(TyperCommand):

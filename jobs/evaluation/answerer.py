@@ -37,6 +37,7 @@ class ModelAnswerer:
             merged: objects of classes that their prompt did not name, and second boxes of one object (same label, IoU
             0.9 or more; the better score stays), are left out.
         threads: of a process that answers on a CPU.
+        refine: how SAM 2 refines masks (``padt.inference.refine.Refinement``, its model a local folder), or None.
     """
 
     path: str
@@ -46,6 +47,7 @@ class ModelAnswerer:
     batch_size: int = 16
     names_per_prompt: int | None = None
     threads: int = 1
+    refine: Any = None
 
     def load(self) -> Answerer:
         """Load the model."""
@@ -53,6 +55,11 @@ class ModelAnswerer:
 
         # The engine's rows differ in length, which FlashAttention's padded batches cannot express.
         model = load_model(self.path, **{"attn_implementation": "sdpa", **self.options})
+        refiner = None
+        if self.refine is not None:
+            from padt.inference.refine import load_refiner
+
+            refiner = load_refiner(self.refine, device=model.device)
 
         def answer(images: list[Any], samples: list[EvalSample]) -> list[dict[str, Any]]:
             questions = [
@@ -66,6 +73,8 @@ class ModelAnswerer:
                     found = _predicted(model, questions, settings, self.batch_size)
                 else:
                     found = _through_engine(model, questions, settings, self.batch_size)
+                if refiner is not None:
+                    found = _refined(refiner, questions, found)
             calibration = model.config.score_calibration if self.settings.calibrated else None
             parts: list[list[dict[str, Any]]] = [[] for _ in samples]
             for question, prediction in zip(questions, found, strict=True):
@@ -182,6 +191,18 @@ def _predicted(model: Any, questions: Sequence[Question], settings: Any, batch_s
         images, requests = zip(*((questions[place].image, questions[place].request) for place in batch), strict=True)
         found.update(zip(batch, predict(model, list(images), list(requests), settings), strict=True))
     return [found[place] for place in range(len(questions))]
+
+
+def _refined(refiner: Any, questions: Sequence[Question], found: Sequence[Any]) -> list[Any]:
+    """The answers with masks that SAM 2 has made finer; each picture is seen once."""
+    by_row: dict[int, list[int]] = {}
+    for place, question in enumerate(questions):
+        by_row.setdefault(question.row, []).append(place)
+    refined: dict[int, Any] = {}
+    for places in by_row.values():
+        image = questions[places[0]].image
+        refined.update(zip(places, refiner.refine([image], [found[place] for place in places]), strict=True))
+    return [refined[place] for place in range(len(questions))]
 
 
 def _names_of(request: Any) -> tuple[str, ...] | None:

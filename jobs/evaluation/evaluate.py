@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.model_reference import ResolvedModel, find_model
+from jobs.common.model_reference import ResolvedModel, fetched, find_model
 from jobs.common.progress_bar import counting
 from jobs.evaluation.answerer import ModelAnswerer
 from jobs.evaluation.answers import answer_here, answer_on_ray, checked, windows
@@ -26,6 +26,7 @@ from padt.errors import UserError
 from pipelines.io.storage import Folder
 
 if TYPE_CHECKING:
+    from padt.inference.refine import Refinement
     from padt.inference.requests import GenerationSettings
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def run_evaluate(
     set_name: str | None = None,
     released: bool = False,
     pictures: int = 12,
+    refine: "Refinement | None" = None,
     load_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     mlflow: bool = False,
@@ -112,6 +114,7 @@ def run_evaluate(
         set_name: middle part of the metrics' names; default: the manifest's name.
         released: also score by the released scorers' protocols (metrics ``released_*``).
         pictures: samples on the contact sheet.
+        refine: let SAM 2 refine the masks before they are kept and scored; None = the model's own.
         load_options: further arguments of ``padt.load_model``, such as ``device`` and ``dtype``.
         overwrite: throw away what lies in ``out_dir`` from an earlier evaluation.
         mlflow: also enter the scores in MLflow, as a run of their own.
@@ -134,6 +137,7 @@ def run_evaluate(
     found = find_model(model)
     options = dict(load_options or {})
     chosen = _settings(data, settings, max_new_tokens, masks)
+    refine, refined = _refinement(refine, data, chosen.masks)
     check_scorers(data, chosen.masks)
     check_heads(found.path)
     categories = [(category.id, category.name) for category in data.manifest.categories]
@@ -143,7 +147,7 @@ def run_evaluate(
     warnings = _mismatch(found, data)
 
     answerer = ModelAnswerer(
-        str(found.path), data.index.class_names, chosen, options, batch_size, names_per_prompt, threads
+        str(found.path), data.index.class_names, chosen, options, batch_size, names_per_prompt, threads, refine
     )
     about = {
         "set": set_name or data.manifest.name,
@@ -157,6 +161,7 @@ def run_evaluate(
         "settings": asdict(chosen),
         "dtype": str(options.get("dtype") or "default").removeprefix("torch."),
         "names_per_prompt": names_per_prompt,
+        "refine": refined,
     }
     store = AnswerStore(out) if out is not None else None
     known = store.begin(_plan(about, data, threads), about, windows(data.samples), overwrite) if store else {}
@@ -262,6 +267,20 @@ def _settings(
     return replace(chosen, masks=wanted_masks(data, masks))
 
 
+def _refinement(
+    refine: "Refinement | None", data: EvalSet, masks: bool
+) -> tuple["Refinement | None", dict[str, Any] | None]:
+    """The refinement with its model in a local folder, and what records say of it."""
+    if refine is None:
+        return None, None
+    if not masks:
+        raise UserError(f"No masks are made of {data.index.url}, so there are none to refine: leave --refine out.")
+    from padt.inference.refine import sam2_folder
+
+    folder = sam2_folder(fetched(refine.model))
+    return replace(refine, model=str(folder)), {**refine.to_dict(), "fingerprint": fingerprint(folder)}
+
+
 def _mismatch(found: ResolvedModel, data: EvalSet) -> list[str]:
     from padt.data.processor import load_processor
 
@@ -283,4 +302,6 @@ def _plan(about: Mapping[str, Any], data: EvalSet, threads: int) -> EvaluationPl
         threads=threads,
         samples=len(data.samples),
         windows=len(windows(data.samples)),
+        # The same weights elsewhere make the same masks.
+        refine={name: value for name, value in about["refine"].items() if name != "model"} if about["refine"] else None,
     )

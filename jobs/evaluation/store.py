@@ -84,6 +84,7 @@ class EvaluationPlan:
         threads: of a process that answers on a CPU.
         samples: questions.
         windows: parts that the answers come in.
+        refine: how masks are refined, with the fingerprint of what refines them; None = they are the model's own.
     """
 
     data: str
@@ -95,6 +96,7 @@ class EvaluationPlan:
     threads: int
     samples: int
     windows: int
+    refine: Mapping[str, Any] | None = None
 
     def changes(self, values: Mapping[str, Any]) -> list[str]:
         """What differs between stored values and this plan, in words."""

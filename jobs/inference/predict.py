@@ -7,17 +7,18 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.model_reference import find_model
+from jobs.common.model_reference import fetched, find_model
 from padt.data.image import check_shape, open_image
 from padt.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from padt.inference.refine import Refinement
     from padt.inference.requests import GenerationSettings, Request
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class PicturePrediction:
     Attributes:
         image: path as the user gave it.
         record: what the JSON file holds: ``image`` (the paths of all, where they were asked about together), ``model``,
-            ``task``, ``prompt`` and the fields of the prediction.
+            ``task``, ``prompt``, ``refine`` where masks were refined, and the fields of the prediction.
         drawn: the picture with everything that was found.
         json_path, picture_path: files, or None where no folder was given.
         number: of the picture in its request.
@@ -94,6 +95,7 @@ def run_predict(
     together: bool = False,
     load_options: Mapping[str, Any] | None = None,
     false_alarms: float | None = None,
+    refine: "Refinement | None" = None,
     on_result: Callable[[PicturePrediction], None] | None = None,
 ) -> list[PicturePrediction]:
     """Ask the same question about each of some pictures, or one question about all of them together.
@@ -109,6 +111,7 @@ def run_predict(
         load_options: further arguments of ``padt.load_model``, such as ``device``.
         false_alarms: leave out objects by the model's thresholds (``padt.inference.thresholds``): at most this share of
             questions for something absent (``refer``), or of pictures (other tasks), gets a wrong object.
+        refine: let SAM 2 refine the masks; None = the model's own.
         on_result: called with each result when it is there, in the order of the pictures.
 
     Raises:
@@ -132,6 +135,11 @@ def run_predict(
 
         known = load_config(found.path)[0].score_thresholds
         threshold = threshold_of(known, "absent" if request.task == "refer" else "wrong", false_alarms)
+    refiner = None
+    if refine is not None:
+        from padt.inference.refine import load_refiner
+
+        refiner = load_refiner(replace(refine, model=fetched(refine.model)), device=(load_options or {}).get("device"))
     loaded = load_model(found.path, **(load_options or {}))
     results: list[PicturePrediction] = []
     names = _names(paths)
@@ -141,13 +149,18 @@ def run_predict(
     predictions = answers(loaded, asked, [request] * len(groups), settings, batch_size)
     for group, prediction in zip(groups, predictions, strict=True):
         prediction = prediction.of_classes(class_names(request))
+        if threshold is not None:
+            prediction = prediction.above(threshold)
+        if refiner is not None:
+            (prediction,) = refiner.refine([pictures[number] for number in group], [prediction])
         record = {
             "image": paths[group[0]] if len(group) == 1 else [paths[number] for number in group],
             "model": str(model),
             **({"model_version": found.version} if found.version else {}),
             "task": request.task,
             "prompt": request.prompt,
-            **(prediction if threshold is None else prediction.above(threshold)).to_dict(),
+            **({"refine": refine.to_dict()} if refine is not None else {}),
+            **prediction.to_dict(),
         }
         json_path = _write_record(out, names[group[0]], record)
         for image, number in enumerate(group):

@@ -13,9 +13,11 @@ from jobs.evaluation.samples import open_eval_set
 from padt.checkpoints.loading import load_model
 from padt.data.image import open_image
 from padt.inference.predict import predict
+from padt.inference.refine import MaskRefiner, Refinement
 from padt.inference.requests import GenerationSettings, ask
 from pipelines.loader.sample_source import RowReader
 from tests.conftest import REPOSITORY
+from tests.padt.tiny_sam import write_tiny_sam
 from tests.pipelines.mini_set import write_mini_set
 
 TOY_BASE = str(REPOSITORY / "pipelines" / "toy" / "base")
@@ -106,6 +108,21 @@ def test_answers_to_several_prompts_are_merged_without_doubles():
     ]
     assert whole["objects"][1]["span"] == [6, 8] and whole["tokens"] == 10 and whole["truncated"]
     assert whole["warnings"] == ["w", "1 objects were answered twice and are left out"]
+
+
+def test_masks_are_refined_and_nothing_else_and_each_picture_is_seen_once(data, tmp_path, monkeypatch):
+    refinement = Refinement("box+mask", write_tiny_sam(tmp_path / "sam"))
+    seen = []
+    see = MaskRefiner._see
+    monkeypatch.setattr(MaskRefiner, "_see", lambda self, picture: seen.append(picture) or see(self, picture))
+    own, refined = answers(data), answers(data, refine=refinement)
+    assert len(seen) == len({id(picture) for picture in seen}) == len({sample.row for sample in data.samples})
+    masks = {name: [each["mask"] for each in found["objects"]] for name, found in refined.items()}
+    assert masks != {name: [each["mask"] for each in found["objects"]] for name, found in own.items()}
+    for found in (*own.values(), *refined.values()):
+        found["warnings"] = ()
+        found["objects"] = [{**each, "mask": each["mask"]["size"]} for each in found["objects"]]
+    assert own == refined
 
 
 def test_what_fails_for_one_question_ends_the_window_at_once(data, monkeypatch):

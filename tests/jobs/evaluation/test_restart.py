@@ -17,8 +17,10 @@ from jobs.evaluation.samples import open_eval_set
 from jobs.evaluation.score import run_score
 from jobs.evaluation.store import PREDICTIONS_FILE, AnswerStore, EvaluationPlan
 from padt.errors import UserError
+from padt.inference.refine import Refinement
 from tests.jobs.evaluation.oracle import Oracle
 from tests.jobs.tiny_model import write_tiny_model
+from tests.padt.tiny_sam import write_tiny_sam
 from tests.pipelines.mini_set import write_mini_set
 
 pytest.importorskip("faster_coco_eval")
@@ -120,12 +122,32 @@ def test_a_set_that_changed_under_a_half_done_evaluation_is_named(tiny, tmp_path
         run_evaluate(tiny, url, **options)
 
 
+def test_how_masks_were_refined_belongs_to_the_answers(tiny, tmp_path):
+    url = write_mini_set(tmp_path / "set", scenes=2)
+    sam = write_tiny_sam(tmp_path / "sam")
+    options = {"tasks": ["refer"], "max_new_tokens": 2, "out_dir": tmp_path / "out", "progress": False, "pictures": 0}
+    run_evaluate(tiny, url, refine=Refinement("box", sam), **options)
+    told = json.loads((tmp_path / "out" / "metrics.json").read_text())["refine"]
+    assert (told["by"], told["prompt"], told["model"]) == ("sam2", "box", sam)
+    for other in (None, Refinement("mask", sam)):
+        with pytest.raises(UserError, match=r"refine\..*--overwrite"):
+            run_evaluate(tiny, url, refine=other, **options)
+    moved = shutil.move(sam, tmp_path / "elsewhere")
+    run_evaluate(tiny, url, refine=Refinement("box", str(moved)), **options)
+    with pytest.raises(UserError, match="no model folder"):
+        run_evaluate(tiny, url, refine=Refinement("box", sam), **options)
+    with pytest.raises(UserError, match="none to refine: leave --refine out"):
+        run_evaluate(tiny, url, masks=False, refine=Refinement("box", str(moved)), **options)
+
+
 @pytest.mark.slow
 def test_any_number_of_workers_leaves_the_same_bytes(ray_cluster, several, tiny, tmp_path):
     left = []
+    refine = Refinement("box+mask", write_tiny_sam(tmp_path / "sam"))
     for workers in (0, 1, 2, 5):
         out = tmp_path / str(workers)
-        run_evaluate(tiny, several, max_new_tokens=24, workers=workers, out_dir=out, progress=False, pictures=0)
+        options = {"max_new_tokens": 24, "workers": workers, "refine": refine, "progress": False, "pictures": 0}
+        run_evaluate(tiny, several, out_dir=out, **options)
         left.append((out / PREDICTIONS_FILE).read_bytes())
         metrics = json.loads((out / "metrics.json").read_text())["metrics"]
         metrics.pop("eval/mini/boxes_per_second", None)

@@ -138,3 +138,20 @@ run_explain({tiny!r}, {str(tmp_path / "a.png")!r}, make_request(refer="the circl
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "a.json").exists() and (tmp_path / "why" / "a.json").exists()
+
+
+def test_masks_are_refined_where_that_is_asked(tiny, tmp_path):
+    from padt.inference.refine import Refinement
+    from tests.padt.tiny_sam import write_tiny_sam
+
+    sam = write_tiny_sam(tmp_path / "sam")
+    textured(150, 112).save(tmp_path / "one.png")
+    request = make_request(caption=True)
+    [own] = run_predict(tiny, tmp_path / "one.png", request, settings=SHORT)
+    [refined] = run_predict(tiny, tmp_path / "one.png", request, settings=SHORT, refine=Refinement("box", sam))
+    assert refined.record["refine"] == {"by": "sam2", "prompt": "box", "model": sam, "boxes": False}
+    assert "refine" not in own.record and own.objects
+    masks = [[found.pop("mask") for found in result.record["objects"]] for result in (own, refined)]
+    assert own.record["objects"] == refined.record["objects"] and masks[0] != masks[1]
+    with pytest.raises(UserError, match="is no SAM 2"):
+        run_predict(tiny, tmp_path / "one.png", request, settings=SHORT, refine=Refinement("box", tiny))
