@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from padt.errors import UserError
+from padt.inference.refine import Refinement
+
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -130,6 +133,19 @@ class ServerArgs(BaseModel):
         description="Compile the decoding step, with CUDA graphs on a GPU, or by the named back end of torch.compile; "
         "the start takes minutes longer.",
     )
+    refine: str = Field(
+        "", description="sam2 = let SAM 2 refine the masks of whole answers; boxes and scores stay. Empty = do not."
+    )
+    refine_prompt: str = Field(
+        "",
+        description="What SAM 2 is told of an object: box+mask (where it is empty), box, mask or points. Points "
+        "were not seen to help.",
+    )
+    refine_model: str = Field(
+        "",
+        description="SAM 2's weights: a folder that the engines' nodes can read, or OWNER/NAME on the Hub; empty = "
+        "facebook/sam2.1-hiera-large.",
+    )
     cache_mb: float = Field(1024, ge=0, description="MiB in which an engine keeps what it has seen of pictures.")
     max_queued_requests: int = Field(32, ge=0, description="Requests that may wait besides; more get a 503.")
     retry_after_s: int = Field(2, ge=1, description="What a 503 tells the client to wait.")
@@ -197,6 +213,19 @@ class ServerArgs(BaseModel):
         if self.sample_share and not self.sample_folder:
             raise ValueError("sample_share needs a place: give sample_folder too.")
         return self
+
+    @model_validator(mode="after")
+    def _masks_can_be_refined(self) -> "ServerArgs":
+        try:
+            self.refinement  # noqa: B018
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def refinement(self) -> Refinement | None:
+        """How masks are refined, or None."""
+        return Refinement.asked(self.refine, self.refine_prompt, self.refine_model)
 
     def places(self, engines: int, ingresses: int) -> int:
         """Requests that one ingress lets in, of those that so many engines and the queue hold together."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.verb import examples
+from jobs.cli.verb import Refine, RefineModel, RefinePrompt, examples
 from jobs.common import console
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ def serve(
         bool, typer.Option("--allow-anyone", help="Answer other machines without keys too.")
     ] = False,
     max_rows: Annotated[int, typer.Option(min=1, help="Most answers that an engine writes at a time.")] = 16,
+    refine: Refine = None,
+    refine_prompt: RefinePrompt = None,
+    refine_model: RefineModel = None,
     request_log: Annotated[
         str, typer.Option(metavar="FILE", help="Add a line of JSON for each request, without words and pictures.")
     ] = "",
@@ -76,6 +79,9 @@ def serve(
         engine_replicas=engine_replicas if max_engine_replicas is None else scaling,
         engine_gpus=engine_gpus,
         max_rows=max_rows,
+        refine=refine or "",
+        refine_prompt=refine_prompt or "",
+        refine_model=refine_model or "",
         keys_file=keys_file,
         allow_anyone=allow_anyone,
         request_log=request_log,

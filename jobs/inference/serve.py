@@ -74,6 +74,8 @@ def serving(
         if settings.get(name) and "://" not in settings[name]:
             # Nor its working folder.
             settings[name] = str(Path(settings[name]).resolve())
+    if settings.get("refine_model"):
+        settings["refine_model"] = _model_to_refine_with(settings["refine_model"])
     port = _free_port(host, port)
     from serve.settings import Release, ServerArgs
 
@@ -230,6 +232,14 @@ def _free_port(host: str, port: int) -> int:
                 message = f"Port {port} of {host} is not free ({error.strerror}): give another --port."
             raise UserError(message) from error
         return int(probe.getsockname()[1])
+
+
+def _model_to_refine_with(reference: str) -> str:
+    """A folder's whole path, known to hold a SAM 2; a name on the Hub is left to the engines' nodes."""
+    from padt.inference.refine import sam2_folder
+    from padt.pretrained.hub import is_hub_id
+
+    return reference if is_hub_id(reference) else str(sam2_folder(reference).resolve())
 
 
 def _last_line(text: str) -> str:

@@ -39,12 +39,14 @@ class Times:
         prefill: the vision tower and the prompt, of all requests that were admitted in one pass with it.
         decode: steps while it ran.
         objects: runs of the object decoder in which it took part.
+        refine: from its end to masks that SAM 2 has refined, where it does; the wait for its turn included.
     """
 
     queued: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
     objects: float = 0.0
+    refine: float = 0.0
 
 
 @dataclass(frozen=True)

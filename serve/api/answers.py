@@ -62,7 +62,7 @@ class AnswerBody(BaseModel):
     usage: Usage
     milliseconds: dict[str, float] = Field(
         description="Time spent: decode (reading the request, opening pictures), queue, prefill, steps, objects, "
-        "encode (masks into their format), total."
+        "refine (masks by SAM 2, where the server does), encode (masks into their format), total."
     )
 
 

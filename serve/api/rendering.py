@@ -79,6 +79,8 @@ class Rendering:
         first = frames[0] if frames else FrameBody(width=0, height=0, grid=(0, 0))
         times = outcome.times
         phases = {"queue": times.queued, "prefill": times.prefill, "steps": times.decode, "objects": times.objects}
+        if times.refine:
+            phases["refine"] = times.refine
         return AnswerBody(
             model=self.name,
             version=outcome.version,

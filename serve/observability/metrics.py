@@ -25,8 +25,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 PATHS = frozenset({"/", "/v1/predict", "/v1/chat/completions", "/v1/batch", "/v1/models", "/docs", "/openapi.json"})
 """Paths that are counted by their name."""
-STAGES = ("preprocess", "queue", "prefill", "decode", "objects", "encode")
-"""What a request goes through: body and picture; waiting; vision and prompt; steps; object decoder; writing."""
+STAGES = ("preprocess", "queue", "prefill", "decode", "objects", "refine", "encode")
+"""What a request goes through: body and picture; waiting; vision and prompt; steps; object decoder; SAM 2; writing."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ class CountRequests(Observer):
             ("objects", times.objects),
         ):
             add("padt_stage_seconds", seconds, stage=stage, **about)
+        if times.refine:
+            add("padt_stage_seconds", times.refine, stage="refine", **about)
         add("padt_prompt_tokens_total", answer.prompt_tokens, **about)
         add("padt_completion_tokens_total", answer.completion_tokens, **about)
         add("padt_objects_total", answer.objects, **about)

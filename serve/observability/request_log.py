@@ -73,6 +73,7 @@ def line(record: RequestRecord, text: bool = False) -> dict[str, Any]:
             **{stage: _ms(seconds) for stage, seconds in record.seconds.items()},
             "queue": _ms(times.queued),
             "engine": _ms(times.prefill + times.decode + times.objects),
+            **({"refine": _ms(times.refine)} if times.refine else {}),
         },
         "answers": record.count,
         "prompt_tokens": record.prompt_tokens,

@@ -108,6 +108,8 @@ def write_trace(record: RequestRecord, experiment_id: str, text: bool) -> None:
 def _write_answer(mlflow: Any, root: Any, answer: AnswerRecord, text: bool) -> None:
     times = answer.times
     stages = {"queue": times.queued, "prefill": times.prefill, "decode": times.decode, "objects": times.objects}
+    if times.refine:
+        stages["refine"] = times.refine
     began = answer.ended - sum(stages.values())
     span = mlflow.start_span_no_context(
         answer.task,

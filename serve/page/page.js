@@ -144,6 +144,10 @@ async function send() {
         answer.done = data;
         answer.times.whole = elapsed();
         answer.frame = { width: data.width, height: data.height, grid: data.grid };
+        // Where the server refines masks, those of the whole answer are the finer ones.
+        data.objects.forEach((found, number) => {
+          answer.objects[number] = { ...answer.objects[number], ...found, outline: undefined };
+        });
       }
       if (state.shown === answer) renderSoon();
     }

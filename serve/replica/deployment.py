@@ -16,14 +16,15 @@ from padt.inference.events import Ended, Event, ObjectFound, TextPiece
 from padt.inference.requests import class_names
 from serve.messages import EngineState, Job, Outcome, StreamItem
 from serve.replica.lineup import Lineup
+from serve.replica.refining import Refining
 from serve.replica.versions import Version
 from serve.settings import Release, ServerArgs
 
 logger = logging.getLogger("ray.serve")
 
 
-def outcome_of(end: Ended, job: Job, version: Version) -> Outcome:
-    """The end of a request as a plain value; classes that were not asked for are left out."""
+async def outcome_of(end: Ended, job: Job, version: Version, refining: Refining | None = None) -> Outcome:
+    """The end of a request as a plain value; classes that were not asked for are left out, masks refined."""
     about: dict[str, Any] = {
         "reason": end.reason,
         "times": end.times,
@@ -43,6 +44,9 @@ def outcome_of(end: Ended, job: Job, version: Version) -> Outcome:
             return Outcome(trouble="refused", message=message, **about)
         return Outcome(trouble="failed", message="The engine failed on this request; its log says why.", **about)
     prediction = end.prediction.of_classes(class_names(job.request))
+    if refining is not None:
+        prediction, seconds = await refining.refine(job.images, prediction)
+        about["times"] = replace(end.times, refine=seconds)
     return Outcome(prediction.to_dict(), **about)
 
 
@@ -52,7 +56,9 @@ def lost(version: Version) -> Outcome:
     return Outcome(trouble="lost", message=message, reason="error", version=version.name)
 
 
-async def events_of(version: Version, job: Job, pieces: bool = True) -> AsyncGenerator[list[StreamItem], None]:
+async def events_of(
+    version: Version, job: Job, pieces: bool = True, refining: Refining | None = None
+) -> AsyncGenerator[list[StreamItem], None]:
     """Let a version answer a job; yields what has come together, at the end the outcome.
 
     Closing the iterator cancels the request at the engine's next step.
@@ -61,6 +67,7 @@ async def events_of(version: Version, job: Job, pieces: bool = True) -> AsyncGen
         version: what answers.
         job: what is asked.
         pieces: yield text and objects too, not only the outcome.
+        refining: makes the masks of the outcome finer; those of the objects before are the model's own.
     """
     if version.lost:
         yield [lost(version)]
@@ -108,7 +115,11 @@ async def events_of(version: Version, job: Job, pieces: bool = True) -> AsyncGen
                         items.append(lost(version))
                         break
                     if isinstance(event, Ended):
-                        items.append(outcome_of(event, job, version))
+                        if items and refining is not None:
+                            # What has come so far need not wait for masks.
+                            yield items
+                            items = []
+                        items.append(await outcome_of(event, job, version, refining))
                     elif isinstance(event, TextPiece):
                         items.append(event)
                     elif wanted is None or " ".join(event.object.label.split()).casefold() in wanted:
@@ -127,6 +138,8 @@ class Engine:
     """Serve deployment around a model, or two that share the requests. Which ones, says ``reconfigure``."""
 
     def __init__(self, args: ServerArgs) -> None:
+        # One for all versions: it has nothing to do with the model's weights.
+        self._refining = Refining.load(args.refinement, args.device) if args.refinement is not None else None
         self._lineup = Lineup(lambda source: Version(source, args))
         self._replica = serve.get_replica_context().replica_id.unique_id
 
@@ -140,7 +153,7 @@ class Engine:
     async def answer(self, job: Job) -> Outcome:
         """Answer a job. One that is cancelled costs nothing from the engine's next step on."""
         with self._lineup.using(job.request_id) as version:
-            async for items in events_of(version, job, pieces=False):
+            async for items in events_of(version, job, pieces=False, refining=self._refining):
                 (outcome,) = items
         assert isinstance(outcome, Outcome)
         return replace(outcome, replica=self._replica)
@@ -148,7 +161,7 @@ class Engine:
     async def stream(self, job: Job) -> AsyncIterator[list[StreamItem]]:
         """Answer a job bit by bit; the last item of all is the outcome."""
         with self._lineup.using(job.request_id) as version:
-            async with aclosing(events_of(version, job)) as events:
+            async with aclosing(events_of(version, job, refining=self._refining)) as events:
                 async for items in events:
                     if isinstance(items[-1], Outcome):
                         items[-1] = replace(items[-1], replica=self._replica)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from serve.observability.metrics import METRICS, CountRequests  # noqa: E402
 from serve.observability.observers import observers_of  # noqa: E402
 from serve.observability.recorder import Recorder  # noqa: E402
 from serve.observability.records import MOST_KEPT, Observer, Observers, RequestRecord  # noqa: E402
-from serve.observability.request_log import RequestLog  # noqa: E402
+from serve.observability.request_log import RequestLog, line  # noqa: E402
 from serve.settings import ServerArgs  # noqa: E402
 from tests.serve.observability.parts import CountedMeters, job, outcome  # noqa: E402
 
@@ -210,6 +211,16 @@ def test_answers_that_did_not_come_are_counted_as_such() -> None:
     assert meters.total("padt_answers_total", result="length", task="detect") == 1
     assert (record.task, record.version) == ("several", "padt/7")
     assert all(name == "padt_answers_total" for name, _, about in meters.seen if about["task"] == "caption")
+
+
+def test_refining_is_a_stage_of_those_answers_that_were_refined() -> None:
+    meters = CountedMeters()
+    record = RequestRecord("POST", "/v1/predict", Observers([CountRequests(meters)]))
+    record.observers.answered(record, job(), outcome())
+    record.observers.answered(record, job(), replace(outcome(), times=replace(outcome().times, refine=0.25)))
+    refined = [value for name, value, about in meters.seen if about.get("stage") == "refine"]
+    assert refined == [0.25] and record.engine.refine == 0.25
+    assert line(record)["milliseconds"]["refine"] == 250
 
 
 def test_a_batch_of_any_length_is_summed_up_and_not_kept() -> None:
