@@ -1,4 +1,4 @@
-"""Checkpoints: every rank writes its own DeepSpeed files and its own state; Ray Train merges them into one folder.
+"""Checkpoints: every rank writes its engine's files; together they are one folder.
 
 Each rank also lists its files with their sizes, so that a folder that was cut short is told from a whole one.
 """
@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import posixpath
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from typing import Any
 
 import torch
 
+from jobs.training.engine.backend import Engine, EngineName
 from padt.errors import UserError
+from pipelines.io.reading import is_local
 from pipelines.io.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-TAG = "deepspeed"
 # Ray Train's folder of a run's checkpoints, and its list of them there.
 FOLDER, SNAPSHOT = "checkpoints", "checkpoint_manager_snapshot.json"
 
@@ -37,6 +39,7 @@ class LoopState:
         plan: fingerprint of data, mixture, seed, batch size and world size (``Plan.fingerprint``).
         run_id: MLflow run, or None.
         samples: samples seen by all ranks.
+        engine: back end that wrote weights and optimiser.
         quarantined: why samples were left out, by their identity.
     """
 
@@ -46,17 +49,13 @@ class LoopState:
     plan: dict[str, Any]
     run_id: str | None
     samples: int
+    engine: EngineName
     quarantined: dict[str, str] = field(default_factory=dict)
 
 
-def save(engine: Any, state: LoopState, folder: Path, rank: int) -> None:
+def save(engine: Engine, state: LoopState, folder: Path, rank: int) -> None:
     """Write one rank's part of a checkpoint. All ranks must call this together."""
-    # Frozen weights are the base model's: with adapters a checkpoint is as small as what is trained.
-    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=_has_frozen(engine))
-    values = {"state": asdict(state), "torch_rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        values["cuda_rng"] = torch.cuda.get_rng_state()
-    torch.save(values, folder / f"rank-{rank:05d}.pt")
+    engine.save(folder)
     if rank == 0:
         (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
@@ -96,11 +95,12 @@ def damage(folder: Folder, name: str) -> str | None:
     return None
 
 
-def starting_point(output: str) -> str | None:
+def starting_point(output: str, *, with_ray: bool = True) -> str | None:
     """URL of the newest whole checkpoint, where Ray Train would not find it by itself; None where it would.
 
     Ray Train goes on from the newest checkpoint of its list, whole or not, and refuses a list that is damaged or names
-    what is not there. Then the list is removed here, with a warning that names what is passed over.
+    what is not there. Then the list is removed here, with a warning that names what is passed over. It is removed, too,
+    where training goes on without Ray Train (``with_ray``): the list would not name what comes now.
 
     Raises:
         UserError: there were checkpoints, but none is whole.
@@ -118,10 +118,17 @@ def starting_point(output: str) -> str | None:
         for name in sorted(listed, reverse=True):
             if fault := damage(folder, name):
                 faults[name] = fault
-        if not faults:
+        if not faults and with_ray:
             return None
     # Without a list a folder that is not whole is what a kill left of the very first checkpoint.
-    whole = next((name for name in steps if name not in faults and damage(folder, name) is None), None)
+    whole = None
+    for name in steps:
+        fault = faults.get(name) or damage(folder, name)
+        if fault is None:
+            whole = name
+            break
+        if text is None and not with_ray:
+            logger.warning("%s/%s is passed over: %s", folder.url, name, fault)
     told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
     if whole is None:
         if not faults:
@@ -134,6 +141,18 @@ def starting_point(output: str) -> str | None:
         logger.warning("%s is damaged (%s): going on from %s, the newest whole checkpoint", folder.url, told, whole)
     folder.remove(SNAPSHOT)
     return posixpath.join(folder.url, whole)
+
+
+def written_with(output: str) -> EngineName | None:
+    """Back end that wrote a run's newest checkpoint, or None where there is none: the run goes on with the same."""
+    folder = Folder(posixpath.join(output, FOLDER))
+    for name in sorted((name for name in folder.names() if name.startswith("step-")), reverse=True):
+        if text := folder.read_text(f"{name}/state.json"):
+            try:
+                return json.loads(text)["engine"]
+            except (ValueError, KeyError, TypeError):
+                continue  # ``starting_point`` tells of what is damaged
+    return None
 
 
 def read_state(folder: Path) -> LoopState:
@@ -175,28 +194,50 @@ def check_plan(saved: dict[str, Any], current: dict[str, Any]) -> None:
             )
 
 
-def load(engine: Any, folder: Path, rank: int) -> LoopState:
-    """Restore weights, optimiser and random state of one rank. All ranks must call this together."""
+def load(engine: Engine, folder: Path) -> LoopState:
+    """Restore weights and optimiser of one rank. All ranks must call this together."""
     state = read_state(folder)
     try:
-        path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not _has_frozen(engine))
-        values = torch.load(folder / f"rank-{rank:05d}.pt", weights_only=True)
+        engine.load(folder)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, AssertionError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"The checkpoint {folder} cannot be loaded ({type(error).__name__}: {reason}): remove it to go on from the "
             "one before."
         ) from error
-    if path is None:
-        raise UserError(f"The checkpoint {folder} lacks DeepSpeed's files: remove it to go on from the one before.")
-    torch.set_rng_state(values["torch_rng"])
-    if "cuda_rng" in values and torch.cuda.is_available():
-        torch.cuda.set_rng_state(values["cuda_rng"])
     return state
 
 
-def _has_frozen(engine: Any) -> bool:
-    return not all(parameter.requires_grad for parameter in engine.module.parameters())
+def name_of(step: int) -> str:
+    """Name of the folder of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def publish(output: Folder, part: Path, step: int, keep: int) -> None:
+    """Put the checkpoint of a single rank into a run's folder, as Ray Train does for many, and remove older ones.
+
+    Args:
+        output: folder of the run.
+        part: local folder that holds it; it is emptied.
+        step: optimiser steps done.
+        keep: newest ones that stay.
+    """
+    target = Folder(posixpath.join(output.url, FOLDER, name_of(step)))
+    target.publish(lambda new: shutil.move(part, new), _listing_of(0))
+    for name in sorted(name for name in output.names(FOLDER) if name.startswith("step-"))[:-keep]:
+        output.remove(posixpath.join(FOLDER, name))
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Path]:
+    """A checkpoint's folder on this machine, for the length of a block."""
+    folder = Folder(url)
+    if is_local(folder.fs):
+        yield Path(folder.path())
+        return
+    with scratch_folder() as copy:
+        folder.download(copy)
+        yield copy
 
 
 @contextmanager

@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).parent / "configs"
 NOT_SHAPING: Any = {
     **dict.fromkeys(("model", "output", "reader", "checkpoint", "tracking", "max_failures", "log_every"), True),
     **dict.fromkeys(("gpu", "cpus_per_worker", "threads_per_worker", "attn_implementation"), True),
-    **dict.fromkeys(("gradient_checkpointing", "packing"), True),
+    **dict.fromkeys(("gradient_checkpointing", "packing", "engine", "launcher"), True),
     "data": {"eval_sets"},
     "loss": {"chunk_rows"},
 }
@@ -113,7 +113,11 @@ class TrainConfig(Section):
             is frozen by default.
         lora: low-rank adapters in place of training the language model whole. The stage then leaves ``adapter/`` beside
             ``model/``, which holds the merged weights.
-        zero_stage: DeepSpeed ZeRO stage.
+        zero_stage: DeepSpeed ZeRO stage; nothing is sharded with one worker.
+        engine: ``torch`` (plain PyTorch, which does not shard), ``deepspeed``, or ``auto``: PyTorch with one worker or
+            at ZeRO 0, else DeepSpeed. A run goes on with the engine that wrote its checkpoint.
+        launcher: ``ray`` (Ray Train), ``local`` (one worker, in this process, without Ray), or ``auto``: local for one
+            worker where there is no cluster.
         workers: training processes; each holds one GPU if ``gpu`` is set.
         gradient_checkpointing: parts that trade a second forward pass for memory.
         packing: texts of a batch in one sequence, so that the language model works on no padding (the same losses).
@@ -140,6 +144,8 @@ class TrainConfig(Section):
     prototype_warmup: PrototypeWarmupConfig = PrototypeWarmupConfig()
     precision: Literal["fp32", "bf16"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 2
+    engine: Literal["auto", "deepspeed", "torch"] = "auto"
+    launcher: Literal["auto", "ray", "local"] = "auto"
     gradient_checkpointing: RecomputeConfig = RecomputeConfig()
     attn_implementation: str = "auto"
     packing: bool | Literal["auto"] = "auto"
@@ -160,6 +166,10 @@ class TrainConfig(Section):
             raise ValueError("lora trains adapters on the language model: take 'language' out of freeze, or leave lora")
         if set(PARTS) <= set(self.freeze):
             raise ValueError("freeze names all parts, so nothing is left to train: take one out")
+        if self.launcher == "local" and self.workers > 1:
+            raise ValueError(
+                f"launcher=local trains in one process: set workers=1 (now {self.workers}), or launcher=ray"
+            )
         if self.task.class_names:
             raise ValueError("task.class_names come from each set's manifest: leave them out")
         return self

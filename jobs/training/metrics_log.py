@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from jobs.common.mlflow_run import TrackedRun
 from jobs.training.meter import loss_metric
@@ -49,18 +48,21 @@ class Record:
 
 
 class Mailbox:
-    """Ray actor between rank 0 and the driver. Rank 0 puts without waiting; the driver takes."""
+    """Between rank 0, which puts without waiting, and the driver, which takes; an actor where Ray trains."""
 
     def __init__(self) -> None:
         self._records: list[Record] = []
+        self._lock = threading.Lock()
 
     def put(self, record: Record) -> None:
         """Add a record."""
-        self._records.append(record)
+        with self._lock:
+            self._records.append(record)
 
     def take(self) -> list[Record]:
         """All records since the last call."""
-        records, self._records = self._records, []
+        with self._lock:
+            records, self._records = self._records, []
         return records
 
 
@@ -186,9 +188,10 @@ def _write_to_mlflow(run: TrackedRun, records: list[Record]) -> None:
 class Courier(threading.Thread):
     """Carries records from the mailbox to the run log while the driver's main thread waits for the trainer."""
 
-    def __init__(self, mailbox: Any, log: RunLog) -> None:
+    def __init__(self, take: Callable[[], list[Record]], log: RunLog) -> None:
+        """Args: take: all records since its last call."""
         super().__init__(name="run-log", daemon=True)
-        self._mailbox = mailbox
+        self._take = take
         self._log = log
         self._done = threading.Event()
         self._failure: Exception | None = None
@@ -217,10 +220,8 @@ class Courier(threading.Thread):
         return lost
 
     def _deliver(self) -> None:
-        import ray
-
         try:
-            for record in ray.get(self._mailbox.take.remote()):
+            for record in self._take():
                 self._log.write(record)
         except Exception as error:  # noqa: BLE001 - a lost log must not end a long run; ``close`` tells it
             if self._failure is None:

@@ -1,4 +1,4 @@
-"""``padt train``: one training stage on Ray Train and DeepSpeed."""
+"""``padt train``: one training stage, on Ray Train or in this process."""
 
 import json
 import logging
@@ -6,20 +6,22 @@ import posixpath
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from jobs.common.mlflow_run import TrackedRun, check_server, start_run, tracking_uri
 from jobs.common.model_reference import fetched, is_remote, resolve_model
 from jobs.common.ray_session import ray_session
 from jobs.common.shared_output import check_shared
-from jobs.training.checkpoint import FOLDER, starting_point
+from jobs.training.checkpoint import starting_point, written_with
 from jobs.training.config import TrainConfig
 from jobs.training.contamination import overlap_tags, warn_of_overlap
-from jobs.training.metrics_log import QUARANTINED, Courier, Mailbox, Record, RunLog
+from jobs.training.engine.backend import engine_of
+from jobs.training.launch import launch, launcher_of
+from jobs.training.loop import TrainJob
+from jobs.training.metrics_log import QUARANTINED, Record, RunLog
 from jobs.training.run_identity import RunIdentity
-from padt.errors import UserError
 from padt.pretrained.hub import is_hub_id
 from pipelines.io.reading import is_local
 from pipelines.io.storage import Folder
@@ -82,12 +84,15 @@ def run_train(config: TrainConfig, on_record: Callable[[Record], None] | None = 
         tags = {**config.tracking.tags, **overlap_tags(overlaps)}
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
     identity, run_id = _claim_output(config)
+    engine = written_with(config.output) if config.engine == "auto" else None
+    config = config.model_copy(update={"launcher": launcher_of(config), "engine": engine or engine_of(config)})
     timings = {"plan": time.monotonic() - begun}
     with ThreadPoolExecutor(1) as pool:
         # MLflow opens its database while Ray starts: both take seconds.
         tracked = pool.submit(_start_tracking, config, identity, run_id) if config.tracking.enabled else None
-        with ray_session():
-            check_shared(config.output, config.gpu)
+        with ray_session() if config.launcher == "ray" else nullcontext():
+            if config.launcher == "ray":
+                check_shared(config.output, config.gpu)
             timings["ray"] = time.monotonic() - begun - timings["plan"]
             run = tracked.result() if tracked else None
             timings["ray_and_mlflow"] = time.monotonic() - begun - timings["plan"]
@@ -239,38 +244,28 @@ def _train(
     timings: dict[str, float],
     on_record: Callable[[Record], None] | None,
 ) -> TrainResult:
-    import ray
-
-    from jobs.training.loop import TrainJob
-
     label = config.tracking.run_name or config.output.rstrip("/").rsplit("/", 1)[-1]
     logger.info(
-        "%s: %d samples an epoch, %d steps of %s%d samples, %d worker(s), ZeRO %d, %s",
+        "%s: %d samples an epoch, %d steps of %s%d samples, %d worker(s), %s, %s",
         label,
         plan.samples_per_epoch,
         total,
         "up to " if plan.batching is not None else "",
         config.batch_size * config.gradient_accumulation_steps * config.workers,
         config.workers,
-        config.zero_stage,
+        "PyTorch" if config.engine == "torch" else f"ZeRO {config.zero_stage}",
         config.precision,
     )
-    start = starting_point(config.output)
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     log = RunLog(config.output, label, run, on_record)
-    job = TrainJob(config, plan, total, warm, run.run_id if run else None, mailbox, start)
-    courier = Courier(mailbox, log)
-    courier.start()
+    start = starting_point(config.output, with_ray=config.launcher == "ray")
+    job = TrainJob(config, plan, total, warm, run.run_id if run else None, start=start)
     fitting = time.monotonic()
     try:
-        _fit(config, job)
+        not_logged = launch(job, log)
     except BaseException as error:
         if run is not None:
             tell_mlflow(run, partial(run.finish, "FAILED" if isinstance(error, Exception) else "KILLED"))
         raise
-    finally:
-        not_logged = courier.close()
-        ray.kill(mailbox)
     timings["fit"] = time.monotonic() - fitting
     return _finish(config, identity, plan, total, run, log, begun, timings, not_logged)
 
@@ -284,68 +279,6 @@ def tell_mlflow(run: TrackedRun, action: Callable[[], None]) -> list[str]:
         logger.error("%s", sentence)
         return [sentence]
     return []
-
-
-def _fit(config: TrainConfig, job: Any) -> None:
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from jobs.training.loop import train_worker
-
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=config.gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            # The same name and path mean: go on with what lies there.
-            name=FOLDER,
-            storage_path=config.output,
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
-            callbacks=[_user_errors_end_the_run()],
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        reason = user_error_in(error)
-        if reason is not None:
-            raise reason from None
-        raise
-
-
-def _user_errors_end_the_run() -> Any:
-    """Callback in Ray Train's controller: an error that the user must mend is raised, not retried."""
-    import ray.train
-
-    class EndOnUserError(ray.train.UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for error in worker_exceptions.values():
-                reason = user_error_in(error)
-                if reason is not None:
-                    raise reason
-
-    return EndOnUserError()
-
-
-def user_error_in(error: BaseException | None, depth: int = 0) -> UserError | None:
-    """The user's error inside the wrappers of Ray, or None."""
-    if error is None or depth > 8:
-        return None
-    if isinstance(error, UserError):
-        return UserError(str(error))
-    inner: list[Any] = list(getattr(error, "worker_failures", {}).values())
-    inner += [getattr(error, name, None) for name in ("controller_failure", "cause", "_base_exc", "__cause__")]
-    for candidate in inner:
-        if isinstance(candidate, BaseException):
-            found = user_error_in(candidate, depth + 1)
-            if found is not None:
-                return found
-    return None
 
 
 def _finish(

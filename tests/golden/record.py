@@ -40,6 +40,7 @@ OVERRIDES = (
     "tracking.enabled=false",
     # A thread of the worker makes the same batches as Ray Data does, and starts at once.
     "reader.ray=false",
+    "engine=deepspeed",
     # A failure must be seen; a second attempt would hide it.
     "max_failures=0",
 )
@@ -68,6 +69,7 @@ def make_record(folder: Path) -> dict[str, Any]:
                 f"output={output}",
                 f"data.sets.0.url={folder / 'data' / 'train'}",
                 f"workers={workers}",
+                f"launcher={'ray' if workers > 1 else 'local'}",
             )
             result = run_train(load_config(configuration, (*OVERRIDES, *changes)))
             runs[f"{stage}, {workers} worker{'s' if workers > 1 else ''}"] = _logged(output)

@@ -10,7 +10,7 @@ import torch
 from jobs.common.config_tree import build_config
 from jobs.evaluation.calibrate import run_calibrate
 from jobs.training.config import TrainConfig
-from jobs.training.loop import load_for_training
+from jobs.training.worker import load_for_training
 from padt.errors import UserError
 from padt.pretrained.config import PaDTConfig
 from tests.jobs.evaluation.oracle import predict_truth

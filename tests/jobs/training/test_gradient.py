@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,9 +26,10 @@ def rank_main(rank: int, world: int, port: int, model: str, url: str, folder: st
 
     from jobs.common.config_tree import build_config
     from jobs.training.config import TrainConfig
-    from jobs.training.deepspeed_engine import build_engine
-    from jobs.training.loop import Session, TrainJob, load_for_training
+    from jobs.training.engine.build import build_engine
+    from jobs.training.loop import Session, TrainJob
     from jobs.training.train import prepare_job
+    from jobs.training.worker import load_for_training
     from padt.data.collate import collate
     from padt.data.tasks import TaskOptions
     from pipelines.loader.sample_source import SampleSource
@@ -51,10 +51,11 @@ def rank_main(rank: int, world: int, port: int, model: str, url: str, folder: st
         }
         config = build_config(TrainConfig, tree | changes)
         records: list[Any] = []
-        mailbox = SimpleNamespace(put=SimpleNamespace(remote=records.append))
-        job = TrainJob(config, prepare_job(config)[0], STEPS, warm_steps=1, mailbox=mailbox)
+        job = TrainJob(config, prepare_job(config)[0], STEPS, warm_steps=1, send=records.append)
         loaded, processor = load_for_training(config, torch.device("cpu"))
-        session = Session(job, rank, *build_engine(loaded, config), processor)
+        session = Session(
+            job, rank, build_engine(loaded, config, torch.device("cpu"), config.gradient_accumulation_steps), processor
+        )
         source = SampleSource(job.plan, processor, TaskOptions())
         view = job.plan.reader()
         refs = {

@@ -84,33 +84,21 @@ def test_records_wait_while_mlflow_is_down(tmp_path, no_rest, caplog):
     assert caplog.text.count("cannot be written now and will be tried again: server is down") == 1
 
 
-class Mailbox:
-    """Stands in for the actor."""
-
-    def __init__(self, *batches):
-        self.take = self
-        self.batches = list(batches)
-
-    def remote(self):
-        return self.batches.pop(0) if self.batches else []
-
-
 def delivered(monkeypatch, log, *batches):
     """What a courier tells at its end."""
-    import ray
-
-    def get(value):
-        if isinstance(value, Exception):
-            raise value
-        return value
-
-    monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(metrics_log, "POLL_SECONDS", 0.01)
-    mailbox = Mailbox(*batches)
-    courier = Courier(mailbox, log)
+    waiting = list(batches)
+
+    def take():
+        records = waiting.pop(0) if waiting else []
+        if isinstance(records, Exception):
+            raise records
+        return records
+
+    courier = Courier(take, log)
     courier.start()
-    deadline = time.monotonic() + 10
-    while mailbox.batches and time.monotonic() < deadline:
+    deadline = time.monotonic() + 30
+    while waiting and time.monotonic() < deadline:
         time.sleep(0.005)
     return courier.close()
 

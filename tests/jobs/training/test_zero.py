@@ -52,8 +52,9 @@ def rank_main(rank: int, port: int, model: str, url: str, folder: str) -> None:
 
     from jobs.common.config_tree import build_config
     from jobs.training.config import TrainConfig
-    from jobs.training.deepspeed_engine import build_engine
-    from jobs.training.loop import Session, TrainJob, load_for_training
+    from jobs.training.engine.build import build_engine
+    from jobs.training.loop import Session, TrainJob
+    from jobs.training.worker import load_for_training
     from padt.data.collate import collate
     from padt.data.tasks import TaskOptions
     from pipelines.loader.sample_source import SampleSource
@@ -71,7 +72,9 @@ def rank_main(rank: int, port: int, model: str, url: str, folder: str) -> None:
         config = build_config(TrainConfig, tree)
         job = TrainJob(config, prepare_job(config)[0], STEPS, warm_steps=1)
         loaded, processor = load_for_training(config, torch.device("cpu"))
-        return Session(job, rank, *build_engine(loaded, config), processor)
+        return Session(
+            job, rank, build_engine(loaded, config, torch.device("cpu"), config.gradient_accumulation_steps), processor
+        )
 
     def batches(of: Session):
         source = SampleSource(of.job.plan, of.processor, TaskOptions())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.common.config_tree import build_config
 from jobs.training.config import TrainConfig
-from jobs.training.loop import load_for_training
+from jobs.training.worker import load_for_training
 from padt.checkpoints.loading import load_model
 from padt.errors import UserError
 from tests.jobs.tiny_model import write_hub_model
@@ -29,7 +29,7 @@ def rank_main(rank: int, port: int, folder: str) -> None:
     import deepspeed
     import torch.distributed as dist
 
-    from jobs.training.zero3 import gather_weights
+    from jobs.training.engine.zero3 import gather_weights
 
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2")
@@ -44,15 +44,15 @@ def rank_main(rank: int, port: int, folder: str) -> None:
         return partition(module=module, **options)
 
     loading: list[torch.nn.Module] = []
-    import jobs.training.zero3
+    import jobs.training.engine.zero3
 
-    skeleton = jobs.training.zero3.skeleton
+    skeleton = jobs.training.engine.zero3.skeleton
 
     def remembered(*arguments):
         loading[:] = [skeleton(*arguments)]
         return loading[0]
 
-    jobs.training.zero3.skeleton = remembered
+    jobs.training.engine.zero3.skeleton = remembered
     deepspeed.zero.Init = watched
     found = {}
     for name, changes in {"tied": {}, "untied": lora}.items():

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from jobs.training.config import TrainConfig
-from jobs.training.deepspeed_engine import deepspeed_config, prepare_deepspeed
+from jobs.training.engine.deepspeed_engine import deepspeed_config, prepare_deepspeed
 from jobs.training.trainable import skeleton
 from padt.checkpoints.lora import is_adapter_folder, reset
 from padt.errors import UserError

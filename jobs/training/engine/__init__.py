@@ -1,0 +1,1 @@
+"""Optimiser back ends behind one interface: plain PyTorch, and DeepSpeed's ZeRO."""
