@@ -4,6 +4,7 @@ What an answer is depends on its window alone: the engine of a window starts wit
 of threads is fixed, for sums of other sizes or orders end in other digits.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,10 @@ from padt.metrics.overlap import box_iou
 Answerer = Callable[[list[Any], list[EvalSample]], list[dict[str, Any]]]
 # Two boxes of one label that overlap by so much are one object that was answered twice.
 _SAME_OBJECT = 0.9
-# Tokens and patches of a step's admissions; a longer prompt raises them.
-_ADMIT = 4096
+# Nobody waits for a single answer: the objects of a picture's questions are decoded together, and new prompts are read
+# when a part of the rows is free.
+_OBJECTS = 64
+_FREE = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,13 @@ def _through_engine(model: Any, questions: Sequence[Question], settings: Any, ba
     """
     from padt.inference.engine import Engine, EngineLimits
 
-    longest, patches = _sizes(model, questions)
-    limits = EngineLimits(
-        max_rows=batch_size,
-        max_length=longest + settings.max_new_tokens,
-        admit_tokens=max(_ADMIT, longest),
-        admit_patches=max(_ADMIT, patches),
-        max_waiting=batch_size,
+    limits = EngineLimits.fitting(
+        model.processor,
+        ((question.request, [question.image.size]) for question in questions),
+        settings.max_new_tokens,
+        batch_size,
+        admit_together=math.ceil(batch_size * _FREE),
+        objects_together=_OBJECTS,
     )
     engine = Engine(model, limits)
     by_row: dict[int, list[int]] = {}
@@ -162,19 +165,6 @@ def _through_engine(model: Any, questions: Sequence[Question], settings: Any, ba
                 ticket.result()
     engine.run_until_idle()
     return [tickets[place].result(0) for place in range(len(questions))]
-
-
-def _sizes(model: Any, questions: Sequence[Question]) -> tuple[int, int]:
-    """Tokens of the longest prompt, and patches of the largest picture."""
-    processor = model.processor
-    counts = {}
-    for question in questions:
-        rows, columns = processor.policy.grid(question.image.height, question.image.width)
-        counts[question.row] = rows * columns
-    words = {question.request.prompt for question in questions}
-    tokens = {prompt: len(processor.prompt_ids(prompt, [1])) - 1 for prompt in words}
-    longest = max(tokens[question.request.prompt] + counts[question.row] for question in questions)
-    return longest, max(counts.values())
 
 
 def _predicted(model: Any, questions: Sequence[Question], settings: Any, batch_size: int) -> list[Any]:

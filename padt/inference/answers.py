@@ -14,9 +14,6 @@ from padt.inference.requests import GenerationSettings, Request
 from padt.inference.results import Prediction
 from padt.model.modeling import PaDTForConditionalGeneration
 
-# Tokens and patches that a step admits; a longer prompt raises them.
-_ADMIT = 4096
-
 
 def answers(
     model: PaDTForConditionalGeneration,
@@ -53,7 +50,13 @@ def answers(
         return
     for each, request in zip(images, requests, strict=True):
         check_images(request, len(each))
-    engine = Engine(model, _limits(model, images, requests, settings, rows))
+    sizes = ([open_image(source).size for source in each] for each in images)
+    asked = zip(requests, sizes, strict=True)
+    # Nothing is kept of pictures that are asked about once.
+    limits = EngineLimits.fitting(
+        processor_of(model), asked, settings.max_new_tokens, min(rows, len(requests)), cache_mb=0
+    )
+    engine = Engine(model, limits)
     waiting = deque(zip(images, requests, strict=True))
     tickets: deque[Ticket] = deque()
     while waiting or tickets:
@@ -64,31 +67,3 @@ def answers(
         engine.step()
         while tickets and tickets[0].done:
             yield tickets.popleft().result()
-
-
-def _limits(
-    model: PaDTForConditionalGeneration,
-    images: Sequence[Sequence[ImageSource]],
-    requests: Sequence[Request],
-    settings: GenerationSettings,
-    rows: int,
-) -> EngineLimits:
-    """Limits that let every request in; nothing is kept of pictures that are asked about once."""
-    processor = processor_of(model)
-    most_tokens = most_patches = 1
-    for each, request in zip(images, requests, strict=True):
-        counts = []
-        for source in each:
-            picture = open_image(source)
-            height, width = processor.policy.grid(picture.height, picture.width)
-            counts.append(height * width)
-        most_patches = max(most_patches, sum(counts))
-        most_tokens = max(most_tokens, len(processor.prompt_ids(request.prompt, counts)))
-    return EngineLimits(
-        max_rows=min(rows, len(requests)),
-        max_length=most_tokens + settings.max_new_tokens,
-        admit_tokens=max(_ADMIT, most_tokens),
-        admit_patches=max(_ADMIT, most_patches),
-        max_waiting=rows,
-        cache_mb=0,
-    )

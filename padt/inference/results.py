@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +67,8 @@ class PredictedObject:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        # By hand: `asdict` copies number by number, which costs as much as writing the tokens of a short answer.
+        return {**vars(self), "mask": None if self.mask is None else dict(self.mask)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PredictedObject":
@@ -161,8 +162,11 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, ``width``, ``height`` and ``grid`` among them; token ids are left out."""
-        values = asdict(self)
-        del values["token_ids"]
+        values = {name: value for name, value in vars(self).items() if name != "token_ids"}
+        values |= {
+            "objects": tuple(found.to_dict() for found in self.objects),
+            "images": tuple(dict(vars(frame)) for frame in self.images),
+        }
         return {**values, "width": self.width, "height": self.height, "grid": self.grid}
 
     @classmethod

@@ -1,8 +1,9 @@
 """The engine: answers of many requests written together, which join and leave at any step.
 
 A step admits waiting requests (vision tower and prompts, in groups under a budget), writes one token of every answer
-over a static cache of keys and values, decodes the objects of the groups of VRTs that have just ended, and lets go what
-has ended or was cancelled. Each answer has the prototypes of its own pictures as vocabulary, next to the words.
+over a static cache of keys and values, decodes the objects of the groups of VRTs that have ended (at once, or when
+``EngineLimits.objects_together`` of them wait), and lets go what has ended or was cancelled. Each answer has the
+prototypes of its own pictures as vocabulary, next to the words.
 
 An answer does not depend on what runs beside it: greedy answers have ``predict``'s tokens, and boxes, scores and masks
 that differ by no more than rounding, for products of other sizes are summed in another order.
@@ -12,7 +13,7 @@ import copy
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -36,6 +37,9 @@ from padt.inference.stream import TextPieces
 from padt.model.modeling import PaDTForConditionalGeneration
 
 logger = logging.getLogger(__name__)
+
+# Answers wait for their objects only while their pictures have no more patches than this many admissions.
+_HELD = 4
 
 
 class Engine:
@@ -78,6 +82,8 @@ class Engine:
         self._choosers = TokenChoosers(model)
         self._passes = RowPasses(model, self.limits, compile)
         self._admitting: list[Row] = []
+        # Written to their end, and out of their slots; some of their objects are not decoded.
+        self._written: list[Row] = []
         self._waiting = WaitingRows(self.limits)
         self._stepping = threading.Lock()
         self._step_start = time.perf_counter()
@@ -202,7 +208,7 @@ class Engine:
         try:
             while True:
                 # Between steps every request either waits or runs.
-                for row in [*self._passes.rows, *self._waiting.rows()] if cancelling.is_set() else []:
+                for row in [*self._passes.rows, *self._written, *self._waiting.rows()] if cancelling.is_set() else []:
                     row.ticket.cancel()
                 if self.step():
                     continue
@@ -213,10 +219,11 @@ class Engine:
             # Nobody shall wait for an engine that is no more.
             failure = RuntimeError(f"The engine has failed: {error}")
             failure.__cause__ = error
-            for row in {*self._passes.rows, *self._admitting, *self._waiting.close(error)}:
+            for row in {*self._passes.rows, *self._written, *self._admitting, *self._waiting.close(error)}:
                 row.fail(failure)
                 self._end(row)
             self._passes.rows.clear()
+            self._written.clear()
             raise
 
     @torch.inference_mode()
@@ -232,7 +239,7 @@ class Engine:
             for row in self._waiting.take_cancelled():
                 row.reason = "cancelled"
                 self._end(row)
-            for row in self._passes.rows:
+            for row in [*self._passes.rows, *self._written]:
                 if row.ticket.cancelled:
                     row.reason = "cancelled"
             self._settle()
@@ -260,6 +267,8 @@ class Engine:
     def _admit(self) -> int:
         """Let in the next requests; returns how many."""
         room = self.limits.max_rows - len(self._passes.rows)
+        if self._passes.rows and room < self.limits.admit_together:
+            return 0
         self._admitting = self._waiting.take(room, Admission(self.limits, self.cache))
         start = time.perf_counter()
         by_halves(self._admitting, self._passes.admit, Row.fail)
@@ -271,25 +280,44 @@ class Engine:
         return admitted
 
     def _settle(self) -> None:
-        """Decode the objects of groups that have ended, tell the clients, and let go what has ended."""
-        going = [row for row in self._passes.rows if row.reason not in ("cancelled", "error")]
-        found: dict[tuple[Row, AnswerGroup], PredictedObject | None] = {}
-        for masks in (True, False):
-            items = [(row, group) for row in going if row.settings.masks is masks for group in row.groups()]
-            by_halves(
-                items,
-                lambda some: found.update(zip(some, self._passes.objects(some), strict=True)),
-                lambda item, error: item[0].fail(error),
-            )
-        for row in going:
-            if row.error is None:
-                try:
-                    self._report(row, found)
-                except Exception as error:
-                    row.fail(error)
+        """Decode the objects that are due, tell the clients, and let go what has ended."""
+        going = [row for row in (*self._passes.rows, *self._written) if row.reason not in ("cancelled", "error")]
+        if self._due(going):
+            found: dict[tuple[Row, AnswerGroup], PredictedObject | None] = {}
+            for masks in (True, False):
+                items = [(row, group) for row in going if row.settings.masks is masks for group in row.groups()]
+                by_halves(
+                    items,
+                    lambda some: found.update(zip(some, self._passes.objects(some), strict=True)),
+                    lambda item, error: item[0].fail(error),
+                )
+            for row in going:
+                if row.error is None:
+                    try:
+                        self._report(row, found)
+                    except Exception as error:
+                        row.fail(error)
         for row in [row for row in self._passes.rows if row.reason is not None]:
+            # Others have the slot while its objects wait.
             self._passes.release(row)
-            self._end(row)
+            self._written.append(row)
+        written, self._written = self._written, []
+        for row in written:
+            if row.prediction is None and row.error is None and row.reason != "cancelled":
+                self._written.append(row)
+            else:
+                self._end(row)
+
+    def _due(self, rows: Sequence[Row]) -> bool:
+        """Whether clients are told and objects decoded now: enough of these wait, or nothing else is left to do."""
+        if self.limits.objects_together <= 1:
+            return True
+        if not len(self._waiting) and all(row.reason is not None for row in self._passes.rows):
+            return True
+        if sum(row.waiting_groups for row in rows) >= self.limits.objects_together:
+            return True
+        # What is still being written holds its pictures anyway.
+        return sum(row.prompt.patches for row in self._written) > _HELD * self.limits.admit_patches
 
     def _report(self, row: Row, found: dict[tuple[Row, AnswerGroup], PredictedObject | None]) -> None:
         for entry in row.pending:
@@ -303,7 +331,7 @@ class Engine:
                 (thing,) = calibrated(self._model.config.score_calibration, [thing], earlier=row.objects)
             row.objects.append(thing)
             self._tell(row, ObjectFound(len(row.objects) - 1, thing))
-        row.pending.clear()
+        row.forget_pending()
         if row.reason is not None:
             row.prediction = prediction_of(self._model, row.parser, row.objects, row.prompt.frames)
 

@@ -3,8 +3,9 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ class Prompt:
         """Sizes and grids of the pictures."""
         return tuple(picture.frame for picture in self.pictures)
 
-    @property
+    @cached_property
     def patches(self) -> int:
         """Patches of all pictures."""
         return sum(frame.patches for frame in self.frames)
@@ -148,7 +149,7 @@ class Row:
         slot: where its keys and values are; None before the admission.
         length: positions that these are.
         objects: found so far.
-        pending: what this step has given and nobody has been told: groups and pieces of text, in order.
+        pending: what was written and nobody has been told: closed groups and pieces of text, in order.
         prediction: the whole answer, once it is.
         reason: why it has ended, once it has.
         error: what went wrong.
@@ -171,9 +172,10 @@ class Row:
     prediction: Prediction | None = None
     reason: Reason | None = None
     error: Exception | None = None
-    # Trace of the VRTs of the group that is being written, and the place of the first in the answer.
+    # Of the group that is being written the VRTs' states and normalizers, and the place of the first in the answer.
     _trace: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _trace_start: int = 0
+    _traces: dict[AnswerGroup, Trace] = field(default_factory=dict)
 
     @property
     def last_token(self) -> int:
@@ -207,31 +209,46 @@ class Row:
             state: ``(d,)`` the final state that predicted it.
             normalizer: logarithm of the sum of ``exp(logit)`` at that place.
         """
-        # A group's trace is needed until the objects of the step that closes it are decoded.
         if token >= self.parser.vrt_offset:
             if not self.parser.in_group:
                 self._trace, self._trace_start = [], len(self.parser.ids)
             self._trace.append((state, normalizer))
         # As in a stream, a group comes before the text that closes it.
-        self.pending += self.parser.feed(token)
+        self._close(self.parser.feed(token))
         self._say(self.pieces.flush() if self.parser.ended else self.pieces.feed(token))
         if self.parser.ended:
             self.reason = "stop"
         elif len(self.parser.ids) >= self.settings.max_new_tokens:
             self.reason = "length"
-            self.pending += self.parser.finish()
+            self._close(self.parser.finish())
             self._say(self.pieces.flush())
+
+    def _close(self, groups: Iterable[AnswerGroup]) -> None:
+        for group in groups:
+            start, end = (place - self._trace_start for place in group.span)
+            states, normalizers = zip(*self._trace[start:end], strict=True)
+            # Copies: the states of a step are those of all its rows, and objects may wait.
+            self._traces[group] = Trace(torch.stack(states), torch.stack(normalizers))
+            self.pending.append(group)
 
     def _say(self, text: str) -> None:
         if text:
             self.pending.append(text)
 
+    @property
+    def waiting_groups(self) -> int:
+        """Closed groups whose objects are not decoded."""
+        return len(self._traces)
+
     def groups(self) -> Iterator[AnswerGroup]:
-        """Groups that this step has closed."""
+        """These groups, in order."""
         return (entry for entry in self.pending if isinstance(entry, AnswerGroup))
 
     def trace_of(self, group: AnswerGroup) -> Trace:
-        """Trace of a group that the last step has closed."""
-        start, end = (place - self._trace_start for place in group.span)
-        states, normalizers = zip(*self._trace[start:end], strict=True)
-        return Trace(torch.stack(states), torch.stack(normalizers))
+        """Trace of a closed group whose object is not decoded."""
+        return self._traces[group]
+
+    def forget_pending(self) -> None:
+        """What was pending has been told."""
+        self.pending.clear()
+        self._traces.clear()

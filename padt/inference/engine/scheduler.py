@@ -1,19 +1,22 @@
 """What an engine takes on and a step admits: limits, budgets, and groups of similar prompts."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from padt.data.processor import PaDTProcessor
 from padt.errors import UserError, check_range
 from padt.inference.engine.cache import SeenPicture
 from padt.inference.engine.rows import Prompt
+from padt.inference.requests import Request
 
 # A group of prompts is not padded to more than this many times its shortest, beyond a few tokens.
 _MOST_PADDING = 1.5
 _SHORT = 64
 Item = TypeVar("Item")
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class EngineLimits:
         max_waiting: requests that may wait.
         max_waiting_per_client: how many of them may be one client's; None = all.
         cache_mb: MiB that may be held of what was seen of pictures; 0 = nothing is kept.
+        admit_together: rows that must be free before waiting requests are let in, while others run: fewer, larger
+            groups of prompts for some rows that stand idle.
+        objects_together: objects that wait for each other, and their clients for all news, so that more of a picture
+            are decoded in one run; 1 = each step's at once. Answers that are wanted whole come sooner with many.
     """
 
     max_rows: int = 16
@@ -39,12 +46,52 @@ class EngineLimits:
     max_waiting: int = 256
     max_waiting_per_client: int | None = None
     cache_mb: float = 1024
+    admit_together: int = 1
+    objects_together: int = 1
 
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
             if value is not None:
                 check_range(each.name, value, 0 if each.name == "cache_mb" else 1)
+
+    @classmethod
+    def fitting(
+        cls,
+        processor: PaDTProcessor,
+        asked: Iterable[tuple[Request, Sequence[Size]]],
+        max_new_tokens: int,
+        rows: int,
+        **others: Any,
+    ) -> "EngineLimits":
+        """Limits that let each of some requests in, and keep no more waiting than are written.
+
+        Args:
+            processor: of the model.
+            asked: each request with the sizes of its pictures, ``(width, height)`` upright.
+            max_new_tokens: of the longest answer.
+            rows: answers that are written at a time.
+            others: further limits.
+        """
+        words: dict[tuple[Request, int], int] = {}
+        most_tokens = most_patches = 1
+        for request, sizes in asked:
+            grids = [processor.policy.grid(height, width) for width, height in sizes]
+            patches = sum(rows * columns for rows, columns in grids)
+            prompt = (request, len(grids))
+            if prompt not in words:
+                # Most requests of a set have their words in common, and differ in their pictures.
+                words[prompt] = len(processor.prompt_ids(request.prompt, [1] * len(grids))) - len(grids)
+            most_tokens = max(most_tokens, words[prompt] + patches)
+            most_patches = max(most_patches, patches)
+        return cls(
+            max_rows=rows,
+            max_length=most_tokens + max_new_tokens,
+            admit_tokens=max(cls.admit_tokens, most_tokens),
+            admit_patches=max(cls.admit_patches, most_patches),
+            max_waiting=rows,
+            **others,
+        )
 
     def check(self, prompt: Prompt, max_new_tokens: int) -> None:
         """Refuse a request that could never be admitted.
