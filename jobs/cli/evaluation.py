@@ -9,6 +9,10 @@ from jobs.common import console
 from padt.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+
     from jobs.evaluation.evaluate import EvaluationResult
 
 app = typer.Typer()
@@ -20,6 +24,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many i
 Masks = Annotated[bool | None, typer.Option("--masks/--no-masks", help="Default: masks where the set has them.")]
 Synonyms = Annotated[
     str | None, typer.Option(help="YAML of other names of classes that answers use: `traffic light: [stoplight]`.")
+]
+SentenceKinds = Annotated[
+    str | None,
+    typer.Option(help="YAML of kinds of sentences, scored apart by their words: `place: left|right|top|bottom`."),
 ]
 Released = Annotated[bool, typer.Option(help="Also score by the released scorers' protocols.")]
 MLflow = Annotated[
@@ -60,6 +68,7 @@ def evaluate(
     refine_prompt: RefinePrompt = None,
     refine_model: RefineModel = None,
     synonyms: Synonyms = None,
+    sentence_kinds: SentenceKinds = None,
     released: Released = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw earlier answers in --out away.")] = False,
     mlflow: MLflow = None,
@@ -93,6 +102,7 @@ def evaluate(
             threads=threads,
             names_per_prompt=names_per_prompt,
             synonyms=synonyms,
+            sentence_kinds=sentence_kinds,
             released=released,
             refine=refinement,
             load_options={name: value for name, value in (("device", device), ("dtype", dtype)) if value},
@@ -124,6 +134,7 @@ def score(
     limit: Limit = None,
     masks: Masks = None,
     synonyms: Synonyms = None,
+    sentence_kinds: SentenceKinds = None,
     released: Released = False,
     mlflow: MLflow = None,
 ) -> None:
@@ -140,10 +151,20 @@ def score(
             limit=limit,
             masks=masks,
             synonyms=synonyms,
+            sentence_kinds=sentence_kinds,
             released=released,
             mlflow=wanted_tracking(mlflow),
         )
     )
+
+
+def kinds_table(kinds: "Mapping[str, Mapping[str, float]]") -> "Table":
+    """Scores of sentences by kind, see ``padt.metrics.sentence_kinds``."""
+    from padt.metrics.sentence_kinds import SHOWN
+    from padt.metrics.table import title
+
+    rows = [[name, int(of["sentences"]), *(of.get(metric) for metric in SHOWN)] for name, of in kinds.items()]
+    return console.table("By kind of sentence", ["kind", "sentences>", *(f"{title(one)}>" for one in SHOWN)], rows)
 
 
 def _folders(out: str | None, data: list[str]) -> list[str | None]:
@@ -163,6 +184,8 @@ def _show(result: "EvaluationResult") -> None:
         console.err.print(f"warning: {warning}")
     title = f"{result.samples:,} questions in {result.seconds:.0f} s"
     console.out.print(console.metrics_table(title, {"value": result.metrics}))
+    if result.kinds:
+        console.out.print(kinds_table(result.kinds))
     console.out.print(console.table("Counts", ["what", "number>"], sorted(result.counts.items())))
     if result.out_dir:
         console.out.print(f"results: {result.out_dir}")

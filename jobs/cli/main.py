@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from jobs.cli.calibrate import app as calibrate_app
 from jobs.cli.data import app as data_app
 from jobs.cli.evaluation import app as evaluation_app
+from jobs.cli.evaluation import kinds_table
 from jobs.cli.explain import app as explain_app
 from jobs.cli.export import app as export_app
 from jobs.cli.models import app as models_app
@@ -264,6 +265,9 @@ def demo(
     console.out.print(
         console.metrics_table("Held-out scores before and after each stage", result.shown_scores(), named=title)
     )
+    by_kind = result.recipe["evaluate"].result["by_kind"]
+    if by_kind:
+        console.out.print(kinds_table(by_kind))
     tracking = result.recipe.tracking_uri
     done = "Everything was done already" if result.worked_s is None else f"Done in {result.worked_s:.0f} s"
     console.out.print(f"{done}. Look at")

@@ -18,7 +18,7 @@ from jobs.evaluation.answers import answer_here, answer_on_ray, checked, windows
 from jobs.evaluation.checks import check_heads, check_scorers, wanted_masks
 from jobs.evaluation.report import publish_report
 from jobs.evaluation.samples import EvalSet, open_eval_set, policy_mismatch
-from jobs.evaluation.scoring import SetScores, read_synonyms, remarks, score_records
+from jobs.evaluation.scoring import SetScores, read_kinds, read_synonyms, remarks, score_records
 from jobs.evaluation.store import AnswerStore, EvaluationPlan, normalised
 from jobs.evaluation.tracking import check_tracking, track
 from padt.checkpoints.fingerprint import fingerprint
@@ -44,6 +44,7 @@ class EvaluationResult:
         samples: questions of the set.
         out_dir: folder with ``metrics.json``, ``predictions.parquet`` and the rest; None if nothing was written.
         splits: metrics of sentences by ``source/split``.
+        kinds: of sentences: their number and what ``padt.metrics.sentence_kinds`` tells of each.
     """
 
     metrics: dict[str, float]
@@ -53,6 +54,7 @@ class EvaluationResult:
     samples: int
     out_dir: str | None
     splits: dict[str, dict[str, float]] = field(default_factory=dict)
+    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def run_evaluate(
     threads: int = 1,
     names_per_prompt: int | None = None,
     synonyms: str | os.PathLike | None = None,
+    sentence_kinds: str | os.PathLike | Mapping[str, str] | None = None,
     set_name: str | None = None,
     released: bool = False,
     pictures: int = 12,
@@ -111,6 +114,7 @@ def run_evaluate(
         threads: of each process that answers on a CPU; another number gives answers that differ in the last digits.
         names_per_prompt: classes in one detection prompt, whose answers are merged; None = all.
         synonyms: YAML file of other names of categories that answers may use.
+        sentence_kinds: kinds of sentences that are also scored apart, see ``jobs.evaluation.scoring.read_kinds``.
         set_name: middle part of the metrics' names; default: the manifest's name.
         released: also score by the released scorers' protocols (metrics ``released_*``).
         pictures: samples on the contact sheet.
@@ -142,6 +146,7 @@ def run_evaluate(
     check_heads(found.path)
     categories = [(category.id, category.name) for category in data.manifest.categories]
     others = read_synonyms(str(synonyms), categories) if synonyms is not None else None
+    kinds = read_kinds(sentence_kinds)
     if mlflow:
         check_tracking()
     warnings = _mismatch(found, data)
@@ -162,12 +167,13 @@ def run_evaluate(
         "dtype": str(options.get("dtype") or "default").removeprefix("torch."),
         "names_per_prompt": names_per_prompt,
         "refine": refined,
+        "sentence_kinds": kinds,
     }
     store = AnswerStore(out) if out is not None else None
     known = store.begin(_plan(about, data, threads), about, windows(data.samples), overwrite) if store else {}
     answered = answer(data, answerer, workers, progress, store, known)
     try:
-        scores = score_records(data, answered.records, chosen.masks, released, others)
+        scores = score_records(data, answered.records, chosen.masks, released, others, kinds)
         if answered.boxes and data.of_task("detect"):
             scores.metrics["boxes_per_second"] = answered.boxes / answered.seconds
         summary = summarise(about, scores, warnings)
@@ -192,6 +198,7 @@ def run_evaluate(
         samples=len(data.samples),
         out_dir=out,
         splits=scores.splits,
+        kinds=scores.kinds,
     )
 
 
@@ -249,6 +256,7 @@ def summarise(about: Mapping[str, Any], scores: SetScores, warnings: Sequence[st
         "metrics": {f"eval/{about['set']}/{name}": value for name, value in scores.metrics.items()},
         "counts": scores.counts,
         "splits": scores.splits,
+        "by_kind": scores.kinds,
         **about,
         "warnings": [*warnings, *remarks(scores.counts)],
     }

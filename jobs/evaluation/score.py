@@ -17,7 +17,7 @@ from jobs.evaluation.checks import check_scorers
 from jobs.evaluation.evaluate import EvaluationResult, summarise
 from jobs.evaluation.report import publish_report
 from jobs.evaluation.samples import EvalSet, open_eval_set
-from jobs.evaluation.scoring import read_synonyms, score_records
+from jobs.evaluation.scoring import read_kinds, read_synonyms, score_records
 from jobs.evaluation.store import AnswerStore, read_parquet
 from jobs.evaluation.tracking import check_tracking, track
 from padt.errors import UserError
@@ -37,6 +37,7 @@ def run_score(
     limit: int | None = None,
     masks: bool | None = None,
     synonyms: str | os.PathLike | None = None,
+    sentence_kinds: str | os.PathLike | Mapping[str, str] | None = None,
     set_name: str | None = None,
     released: bool = False,
     pictures: int = 12,
@@ -53,6 +54,8 @@ def run_score(
         limit: only the first so many images, in the order of their keys; default: as was asked.
         masks: score masks; None = where set and answers have them.
         synonyms: YAML file of other names of categories that answers use.
+        sentence_kinds: kinds of sentences that are also scored apart, see ``jobs.evaluation.scoring.read_kinds``;
+            default: as was asked.
         set_name: middle part of the metrics' names; default: as before, else the manifest's name.
         released: also score by the released scorers' protocols (metrics ``released_*``).
         pictures: samples on the contact sheet.
@@ -84,9 +87,10 @@ def run_score(
     check_scorers(data, with_masks)
     categories = [(category.id, category.name) for category in data.manifest.categories]
     others = read_synonyms(str(synonyms), categories) if synonyms is not None else None
+    kinds = read_kinds(about.get("sentence_kinds") if sentence_kinds is None else sentence_kinds)
     if mlflow:
         check_tracking()
-    scores = score_records(data, kept, with_masks, released, others)
+    scores = score_records(data, kept, with_masks, released, others, kinds)
     scores.counts.update(counts)
     warnings = []
     if about.get("data_fingerprint") not in (None, data.fingerprint):
@@ -96,6 +100,7 @@ def run_score(
         "data": str(data_url),
         "data_fingerprint": data.fingerprint,
         "tasks": sorted({sample.task for sample in data.samples}),
+        "sentence_kinds": kinds,
         "predictions": place,
     }
     summary = summarise(about, scores, warnings) | {"samples": len(data.samples)}
@@ -112,6 +117,7 @@ def run_score(
         samples=len(data.samples),
         out_dir=out,
         splits=scores.splits,
+        kinds=scores.kinds,
     )
 
 

@@ -1,6 +1,7 @@
 """From answers to scores: the same whether they came a minute ago, from a file, or from another system."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from padt.metrics.detect import category_ids, fold, score_detect
 from padt.metrics.f1 import score_f1
 from padt.metrics.records import FoundObject, Scores
 from padt.metrics.refer import ReferTarget, score_refer, score_refer_released
+from padt.metrics.sentence_kinds import compile_kinds, score_by_kind
 
 Record = Mapping[str, Any]
 Found = Mapping[str, Sequence[FoundObject]]
@@ -28,12 +30,14 @@ class SetScores:
         counts: what they stand on, and what was wrong with the answers.
         results: COCO's results list; empty without ``detect``.
         splits: metrics of sentences by ``source/split``.
+        kinds: of sentences, by kind; see ``padt.metrics.sentence_kinds``.
     """
 
     metrics: dict[str, float]
     counts: dict[str, int]
     results: list[dict[str, Any]] = field(default_factory=list)
     splits: dict[str, dict[str, float]] = field(default_factory=dict)
+    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def score_records(
@@ -42,6 +46,7 @@ def score_records(
     masks: bool,
     released: bool = False,
     synonyms: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> SetScores:
     """Score the records of a set.
 
@@ -52,6 +57,7 @@ def score_records(
         released: also score by the released protocols, under names of their own. They rank by the decoder's scores as
             they were before any calibration.
         synonyms: category by other names that answers may call it.
+        kinds: of sentences, with the words that tell them, see ``read_kinds``.
     """
     answered = {record["id"]: record["prediction"] for record in records if record["prediction"]}
     found = {sample: found_objects(prediction) for sample, prediction in answered.items()}
@@ -63,6 +69,8 @@ def score_records(
         if masks:
             scores.counts["sentences_without_masks"] = len(targets) - scores.counts["sentences_with_masks"]
         _add_splits(scores, data, targets, answers, masks)
+        if kinds:
+            scores.kinds.update(score_by_kind(targets, answers, compile_kinds(kinds), masks))
         if released:
             _add(scores, score_refer_released(targets, answers, masks))
     images = data.detect_targets()
@@ -131,6 +139,23 @@ def read_synonyms(path: str | Path, categories: Sequence[tuple[int, str]]) -> di
                 raise UserError(f"{path}: {other!r} would mean both {taken!r} and {name!r}: leave it at one of them.")
             synonyms[fold(str(other))] = name
     return synonyms
+
+
+def read_kinds(given: str | os.PathLike | Mapping[str, str] | None) -> dict[str, str]:
+    """Kinds of sentences with the words that tell them: ``place: left|right|top|bottom``.
+
+    Args:
+        given: a YAML file, or its content.
+
+    Raises:
+        UserError: the file cannot be read, or an expression is none.
+    """
+    if given is None:
+        return {}
+    tree, where = (given, "sentence_kinds") if isinstance(given, Mapping) else (read_yaml(str(given)), str(given))
+    kinds = {str(name): str(words) for name, words in tree.items()}
+    compile_kinds(kinds, where)
+    return kinds
 
 
 def remarks(counts: Mapping[str, int]) -> list[str]:

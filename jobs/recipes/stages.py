@@ -19,6 +19,7 @@ from jobs.common.config_tree import Section, build_config, read_yaml
 from jobs.training.config import CONFIGS, TrainConfig
 from padt.data.tasks import GROUNDED_TASKS
 from padt.errors import look_up
+from padt.metrics.sentence_kinds import compile_kinds
 from padt.metrics.table import require_metric
 from pipelines.prepare.options import PrepareOptions
 
@@ -194,6 +195,7 @@ class EvaluateStage(Stage):
         limit: only the first so many images.
         batch_size: questions answered together.
         workers: Ray actors that answer; 0 = this process.
+        sentence_kinds: kinds of sentences that are also scored apart, see ``jobs.evaluation.scoring.read_kinds``.
         max_new_tokens, num_beams, forbid_repeats: how to generate, see ``padt.inference.predict.GenerationSettings``.
     """
 
@@ -204,6 +206,7 @@ class EvaluateStage(Stage):
     limit: int | None = Field(None, ge=1)
     batch_size: int = Field(16, ge=1)
     workers: int = Field(0, ge=0)
+    sentence_kinds: dict[str, str] = Field(default_factory=dict)
     max_new_tokens: int = Field(1024, ge=1)
     num_beams: int = Field(1, ge=1)
     forbid_repeats: bool = False
@@ -214,6 +217,12 @@ class EvaluateStage(Stage):
         for task in tasks or ():
             look_up("tasks: task", task, dict.fromkeys(GROUNDED_TASKS))
         return tasks
+
+    @field_validator("sentence_kinds")
+    @classmethod
+    def _readable(cls, kinds: dict[str, str]) -> dict[str, str]:
+        compile_kinds(kinds)
+        return kinds
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.evaluation.evaluate.run_evaluate``."""
@@ -231,10 +240,12 @@ class EvaluateStage(Stage):
                 max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, forbid_repeats=self.forbid_repeats
             ),
             workers=self.workers,
+            sentence_kinds=self.sentence_kinds,
         )
         return {
             "metrics": dict(result.metrics),
             "counts": dict(result.counts),
+            "by_kind": dict(result.kinds),
             "samples": result.samples,
             "warnings": list(result.warnings),
         }

@@ -74,6 +74,24 @@ def test_an_evaluation_is_scored_again_as_it_was_asked(mini, tmp_path):
     assert any("another set, or has changed since" in line for line in all_of_it.warnings)
 
 
+def test_sentences_are_told_apart_by_kind_and_scored_again_so(mini, truth, tmp_path):
+    sentences = [sample.sentence for sample in truth.of_task("refer")]
+    word = sentences[0].split()[-1]
+    (tmp_path / "kinds.yaml").write_text(f"named: {word}\n")
+    store = AnswerStore(str(tmp_path / "out"))
+    about = {"set": "few", "data": mini, "data_fingerprint": truth.fingerprint, "limit": None, "tasks": ["refer"]}
+    known = store.begin(PLAN, about, windows(truth.samples), False)
+    answer(truth, Oracle(mini), progress=False, store=store, known=known)
+    result = run_score(tmp_path / "out", mini, sentence_kinds=tmp_path / "kinds.yaml", pictures=0)
+    assert sum(kind["sentences"] for kind in result.kinds.values()) == len(sentences)
+    assert result.kinds["named"]["sentences"] == sum(word in sentence.split() for sentence in sentences)
+    assert result.kinds["named"]["precision_at_0.5"] == pytest.approx(1.0)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["by_kind"] == result.kinds
+    with pytest.raises(UserError, match="kinds.yaml.*regular expression"):
+        (tmp_path / "kinds.yaml").write_text("named: '('\n")
+        run_score(tmp_path / "out", mini, sentence_kinds=tmp_path / "kinds.yaml", pictures=0)
+
+
 def test_coco_results_of_others_score_as_the_same_answers_do(mini, truth, results, tmp_path):
     result = run_score(written(tmp_path, results), mini)
     assert result.metrics["eval/mini/bbox_AP"] == pytest.approx(1.0)
