@@ -23,18 +23,22 @@ def words_of(request: Request) -> str:
 
 
 class Answers:
-    """Answers at once; the prompts 'slow', 'endless', 'refuse', 'crash', 'die', 'cut' and 'hang' do what they say.
+    """Answers at once; the prompts 'slow', 'silent', 'endless', 'refuse', 'crash', 'die', 'cut', 'hang' and 'count' do
+    what they say.
 
     Attributes:
         jobs: what was asked.
         running: how many questions are being answered.
+        most: how many were at once.
         cancelled: how many questions were given up.
+        nap_s: what 'slow' takes.
     """
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
-        self.running = self.cancelled = 0
+        self.running = self.most = self.cancelled = 0
         self.stalled_s = 0.0
+        self.nap_s = 2.0
 
     async def answer(self, job: Job) -> Outcome:
         async for items in self.stream(job):
@@ -44,6 +48,7 @@ class Answers:
 
     async def stream(self, job: Job) -> AsyncIterator[list[StreamItem]]:
         self.running += 1
+        self.most = max(self.most, self.running)
         try:
             async for items in self._stream(job):
                 yield items
@@ -57,11 +62,14 @@ class Answers:
         self.jobs.append(job)
         words = words_of(job.request)
         if "slow" in words:
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(self.nap_s)
+        if "silent" in words:
+            await asyncio.Event().wait()
         if "hang" in words:
             self.stalled_s = float(words.split()[1])
-        if "cancelled" in words:
-            yield [Outcome(trouble="refused", message=f"{self.cancelled} were cancelled")]
+        if "count" in words:
+            # Itself not.
+            yield [Outcome(trouble="refused", message=f"{self.running - 1} run, {self.cancelled} were cancelled")]
             return
         if words.startswith("die "):
             flag = Path(words.removeprefix("die "))

@@ -146,7 +146,7 @@ class Report:
 
 def from_description(url: str, count: int, seed: int, report: Report) -> None:
     """Requests that the OpenAPI description allows, and such that it forbids."""
-    description = httpx.get(f"{url}/openapi.json", trust_env=False).json()
+    description = httpx.get(f"{url}/openapi.json", timeout=60, trust_env=False).json()
     schema = schemathesis.openapi.from_dict(description)
     operations = [found.ok() for found in schema.get_all_operations()]
     # Paths without a body leave nothing to get wrong.
@@ -331,7 +331,7 @@ def fuzz(url: str, count: int, seed: int = 0) -> Report:
     image = base64.b64encode(picture(random.Random(seed))).decode()
     good = {"image": image, "task": "caption", "max_new_tokens": 3}
     last = httpx.post(f"{url}/v1/predict", json=good, timeout=60, trust_env=False)
-    if last.status_code != 200 or httpx.get(f"{url}/readyz", trust_env=False).status_code != 200:
+    if last.status_code != 200 or httpx.get(f"{url}/readyz", timeout=60, trust_env=False).status_code != 200:
         report.problems.append(f"afterwards a good request gets {last.status_code}: {last.text[:300]}")
     return report
 

@@ -94,9 +94,9 @@ def listening(app: ASGIApp) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.should_exit = True
-            thread.join(timeout=10)
+            thread.join(timeout=60)
 
 
 def connect(url: str) -> httpx.Client:
     """A client without the proxies of the environment."""
-    return httpx.Client(base_url=url, timeout=20, trust_env=False)
+    return httpx.Client(base_url=url, timeout=60, trust_env=False)

@@ -18,7 +18,8 @@ from serve.ingress.asking import ask, ask_stream  # noqa: E402
 from serve.messages import Job, Outcome  # noqa: E402
 from serve.settings import ServerArgs  # noqa: E402
 
-ARGS = ServerArgs(request_timeout_s=0.2, retry_after_s=3)
+ARGS = ServerArgs(request_timeout_s=60.0, retry_after_s=3)
+HASTY = ARGS.model_copy(update={"request_timeout_s": 0.05})
 JOB = Job((), caption_request(), request_id="r-1")
 PIECE, GOOD, LOST = TextPiece("a"), Outcome({"text": "a"}), Outcome(trouble="lost", message="its thread has died")
 DIED, WAIT = ActorDiedError(), "wait"
@@ -42,7 +43,7 @@ class Call:
             raise StopAsyncIteration
         step = self.script.pop(0)
         if step is WAIT:
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
         if isinstance(step, Exception):
             raise step
         return step
@@ -69,12 +70,12 @@ async def collected(stream: AsyncIterator[list[Any]]) -> list[Any]:
     return [item async for items in stream for item in items]
 
 
-def asked(handle: Handle) -> Outcome:
-    return asyncio.run(ask(handle, JOB, ARGS))  # type: ignore[arg-type]
+def asked(handle: Handle, args: ServerArgs = ARGS) -> Outcome:
+    return asyncio.run(ask(handle, JOB, args))  # type: ignore[arg-type]
 
 
-def streamed(handle: Handle) -> list[Any]:
-    return asyncio.run(collected(ask_stream(handle, JOB, ARGS)))  # type: ignore[arg-type]
+def streamed(handle: Handle, args: ServerArgs = ARGS) -> list[Any]:
+    return asyncio.run(collected(ask_stream(handle, JOB, args)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("loss", [DIED, LOST])
@@ -103,17 +104,17 @@ def test_what_was_streamed_is_not_begun_again(loss: Any) -> None:
 
 
 @pytest.mark.parametrize(("run", "script"), [(asked, [WAIT]), (streamed, [[PIECE], WAIT])])
-def test_an_answer_that_takes_too_long_is_cancelled(run: Callable[[Handle], Any], script: list[Any]) -> None:
+def test_an_answer_that_takes_too_long_is_cancelled(run: Callable[..., Any], script: list[Any]) -> None:
     handle = Handle(script, [GOOD])
     with pytest.raises(RequestError) as caught:
-        run(handle)
+        run(handle, HASTY)
     assert (caught.value.status, caught.value.code) == (504, "timeout")
     assert [call.cancelled for call in handle.calls] == [True]
 
 
 def test_the_time_of_both_tries_counts_together() -> None:
     with pytest.raises(RequestError) as caught:
-        asked(Handle([DIED], [WAIT]))
+        asked(Handle([DIED], [WAIT]), HASTY)
     assert caught.value.code == "timeout"
 
 

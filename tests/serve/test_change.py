@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from serve.messages import EngineState  # noqa: E402
 from serve.settings import Release  # noqa: E402
 from tests.jobs.inference.test_serve import picture  # noqa: E402
 from tests.padt.tiny import tiny_model  # noqa: E402
+from tests.serve.test_http_predict import settled  # noqa: E402
 
 pytestmark = pytest.mark.slow
 TOKENS = 12
@@ -87,7 +88,7 @@ class Load:
 
     def ask(self, place: int) -> httpx.Response:
         body = {"image": base64.b64encode(PICTURES[place]).decode(), "task": "caption", "max_new_tokens": TOKENS}
-        return httpx.post(f"{self.url}/v1/predict", json=body, timeout=90)
+        return httpx.post(f"{self.url}/v1/predict", json=body, timeout=180)
 
     def _client(self, number: int) -> None:
         while not self._stop.is_set():
@@ -110,14 +111,31 @@ class Load:
             for thread in threads:
                 thread.join()
 
+    def go_on(self, more: int = 8) -> None:
+        """Wait for more answers."""
+        wanted = len(self.answers) + more
+        assert settled(lambda: len(self.answers) >= wanted)
+
     def statuses(self) -> Counter:
         return Counter(one.status_code if isinstance(one, httpx.Response) else repr(one) for _, one in self.answers)
 
 
-def engines() -> dict[str, EngineState]:
-    states = control.engine_states()
-    assert all(states.values())
-    return {name: state for name, state in states.items() if state is not None}
+def known_engines() -> dict[str, EngineState]:
+    """Engines that say how they are; one that has just died, or that a busy machine holds up, does not."""
+    return {name: state for name, state in control.engine_states().items() if state is not None}
+
+
+def engines(number: int = 2) -> dict[str, EngineState]:
+    """All engines."""
+    found: dict[str, EngineState] = {}
+
+    def all_known() -> bool:
+        nonlocal found
+        found = known_engines()
+        return len(found) == number
+
+    assert settled(all_known), found
+    return found
 
 
 def texts_are_right(load: Load, expected: dict[str, list[str]]) -> None:
@@ -138,19 +156,19 @@ def test_reload_canary_and_back_lose_no_request_and_restart_nothing(
     assert len(before) == 2
     load = Load(served.url)
     with load.running():
-        time.sleep(1)
+        load.go_on()
         now = control.release_of(control.deployed())
         canary = next_release(now, source_of(folders[1]), percent=50)
         control.change(canary)
-        time.sleep(1)
+        load.go_on()
         assert {share.version for state in engines().values() for share in state.versions} == {"v1", "v2"}
         control.change(next_release(canary, source_of(folders[1])))
         assert {state.version for state in engines().values()} == {"v2"}
-        time.sleep(1)
+        load.go_on()
         now = control.release_of(control.deployed())
         control.change(release_before(now))
         assert {state.version for state in engines().values()} == {"v1"}
-        time.sleep(0.5)
+        load.go_on()
     assert set(load.statuses()) == {200}, load.statuses()
     texts_are_right(load, expected)
     seen = {one.json()["text"] for _, one in load.answers if isinstance(one, httpx.Response)}
@@ -172,20 +190,15 @@ def test_engines_that_are_killed_cost_no_request(served: Served, expected: dict[
     load = Load(served.url)
     with load.running():
         for _ in range(2):
-            time.sleep(1)
+            load.go_on()
             name = sorted(engines())[0]
             actor = ray.get_actor(f"SERVE_REPLICA::{control.APP_NAME}#Engine#{name}", namespace="serve")
             ray.kill(actor)
-            deadline = time.monotonic() + 90
-            while time.monotonic() < deadline:
-                with suppress(AssertionError):
-                    if len(engines()) == 2 and name not in engines():
-                        break
-                time.sleep(0.5)
+            assert settled(lambda gone=name: len(known := known_engines()) == 2 and gone not in known, 180)  # type: ignore[misc]
     # One that was lost twice is told to come back; nothing else goes wrong.
     statuses = load.statuses()
     assert set(statuses) <= {200, 503} and statuses[503] <= 2, statuses
-    assert statuses[200] > 20
+    assert statuses[200] > 10
     texts_are_right(load, expected)
 
 
@@ -205,10 +218,10 @@ def test_the_end_refuses_and_finishes_what_runs(served: Served) -> None:
     asking = threading.Thread(target=lambda: answers.append(Load(served.url).ask(0)))
     asking.start()
     time.sleep(0.05)
-    control.drain(30)
+    control.drain(120)
     refused = Load(served.url).ask(1)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
     assert int(refused.headers["retry-after"]) >= 1
-    assert httpx.get(f"{served.url}/readyz").status_code == 503
+    assert httpx.get(f"{served.url}/readyz", timeout=60).status_code == 503
     asking.join()
     assert answers[0].status_code in (200, 503)

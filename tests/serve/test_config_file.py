@@ -45,13 +45,13 @@ def test_the_file_deploys_and_an_edited_model_restarts_nothing(url: str, tmp_pat
     release |= {"model": str(tmp_path / "v1"), "version": "padt/1"}
     client = _get_global_client()
     client.deploy_apps(ServeDeploySchema.model_validate(described))
-    control.deploy(control.deployed(), timeout_s=120)
+    control.deploy(control.deployed(), timeout_s=300)
     assert Load(url).ask(0).json()["version"] == "padt/1"
-    before = set(engines())
+    before = set(engines(1))
 
     release |= {"model": str(tmp_path / "v2"), "version": "padt/2"}
     client.deploy_apps(ServeDeploySchema.model_validate(described))
-    assert control._wait_for(Release.model_validate(release), 60, None) == ""
+    assert control._wait_for(Release.model_validate(release), 240, None) == ""
     assert Load(url).ask(0).json()["version"] == "padt/2"
-    assert set(engines()) == before
-    assert httpx.get(f"{url}/v1/models", timeout=30).json()["data"][0]["version"] == "padt/2"
+    assert set(engines(1)) == before
+    assert httpx.get(f"{url}/v1/models", timeout=120).json()["data"][0]["version"] == "padt/2"

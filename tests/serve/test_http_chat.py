@@ -53,7 +53,7 @@ def url(engine: Answers) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[Any]:
-    http = httpx.Client(trust_env=False)
+    http = httpx.Client(timeout=60, trust_env=False)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as made:
         yield made
 

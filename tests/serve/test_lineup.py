@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 import weakref
 from collections import Counter
 from dataclasses import replace
@@ -53,7 +54,7 @@ class Models:
     def __call__(self, source: ModelSource) -> Any:
         self.loads.append(source.label)
         while source.label in self.held:
-            pass
+            time.sleep(0.001)
         if source.label in self.broken:
             raise UserError(f"{source.model} has no weights.")
         self.loaded[source.label] = Loaded(source)
@@ -74,9 +75,10 @@ def test_a_new_version_takes_over_when_it_is_warm_and_the_old_one_ends_when_nobo
         await lineup.change(OLD)
         models.held = {"padt/2"}
         with lineup.using("waits long") as version:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(60):
                 await lineup.change(NEW)
-            await asyncio.sleep(0.05)
+            while not models.loads[1:]:
+                await asyncio.sleep(0.005)
             assert (lineup.main.name, lineup.loading) == ("padt/1", "padt/2")
             models.held = set()
             while lineup.main.name != "padt/2":
@@ -126,7 +128,8 @@ def test_a_change_during_a_change_ends_at_the_last_one_wanted() -> None:
         await lineup.change(OLD)
         models.held = {"padt/2"}
         await lineup.change(NEW)
-        await asyncio.sleep(0.02)
+        while not models.loads[1:]:
+            await asyncio.sleep(0.005)
         last = Release(model="/m/3", version="padt/3")
         await lineup.change(last)
         models.held = set()
@@ -225,19 +228,26 @@ def test_under_load_every_answer_is_that_of_the_version_it_names_and_old_memory_
                 async for items in events_of(version, replace(job), pieces=False):
                     outcomes.append((place, items[-1]))
 
+    async def answers_of(version: str) -> None:
+        """Wait until it has given some more."""
+        before = len(outcomes)
+        while sum(outcome.version == version for _, outcome in outcomes[before:]) < 4:
+            await asyncio.sleep(0.02)
+
     async def run() -> "weakref.ref[Any]":
         nonlocal stop
         await lineup.change(one)
         old = weakref.ref(lineup.main.engine._model)
         clients = [asyncio.create_task(client(number)) for number in range(6)]
-        await asyncio.sleep(0.3)
+        await answers_of("padt/1")
         await lineup.change(one.model_copy(update={"canary": Canary(**two.sources[0].model_dump(), percent=50)}))
         while lineup.release == one:
             await asyncio.sleep(0.02)
-        await asyncio.sleep(0.5)
+        await answers_of("padt/1")
+        await answers_of("padt/2")
         await lineup.change(two)
         await settled(lineup)
-        await asyncio.sleep(0.3)
+        await answers_of("padt/2")
         stop = True
         await asyncio.gather(*clients)
         return old

@@ -66,7 +66,7 @@ def asker(ray_cluster: None) -> Iterator[DeploymentHandle]:
 
 
 def asked(asker: DeploymentHandle, keys: list[str]) -> list[str]:
-    return asker.ask.remote(keys).result(timeout_s=30)
+    return asker.ask.remote(keys).result(timeout_s=120)
 
 
 def test_a_picture_stays_with_its_engine_and_pictures_spread(asker: DeploymentHandle) -> None:
@@ -117,22 +117,22 @@ def test_engines_follow_the_load_of_answers_and_of_streams(
                         [item for items in handle.options(stream=True).stream.remote(job) for item in items][-1]
                     )
                 else:
-                    results.append(handle.answer.remote(job).result(timeout_s=60))
+                    results.append(handle.answer.remote(job).result(timeout_s=180))
 
         for streaming in (False, True):
             stop = threading.Event()
             results: list[Any] = []
-            engines_become(1, 60)
+            engines_become(1, 180)
             threads = [threading.Thread(target=ask, args=(stop, streaming, results)) for _ in range(6)]
             for thread in threads:
                 thread.start()
             try:
-                engines_become(2, 60)
+                engines_become(2, 180)
             finally:
                 stop.set()
                 for thread in threads:
                     thread.join()
             # Engines come and go without a loss.
-            engines_become(1, 60)
+            engines_become(1, 180)
             assert {outcome.trouble for outcome in results} == {None}
     serve.shutdown()

@@ -56,7 +56,7 @@ def endpoint(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def logged(folder: Path, request_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         path = folder / "requests.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -142,7 +142,7 @@ def test_a_refusal_can_be_found_in_the_log_by_its_id(endpoint: tuple[str, Path])
 
 def test_strangers_are_logged_without_being_answered(endpoint: tuple[str, Path]) -> None:
     url, folder = endpoint
-    answer = httpx.post(f"{url}/v1/predict", headers={"x-request-id": "stranger-1"})
+    answer = httpx.post(f"{url}/v1/predict", headers={"x-request-id": "stranger-1"}, timeout=60)
     assert answer.status_code == 401
     line = logged(folder, "stranger-1")
     assert (line["status"], line["code"], line["key"], line["answers"]) == (401, "unauthorized", "", 0)
@@ -161,7 +161,7 @@ def test_a_request_is_logged_kept_and_counted(endpoint: tuple[str, Path]) -> Non
     assert {"preprocess", "encode", "total", "queue", "engine"} == set(line["milliseconds"])
     assert "describe" not in (folder / "requests.jsonl").read_text()
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         kept = [
             json.loads(each)
@@ -179,7 +179,7 @@ def test_a_request_is_logged_kept_and_counted(endpoint: tuple[str, Path]) -> Non
     wanted = "ray_padt_requests_total{"
     deadline = time.monotonic() + 60
     while True:
-        text = httpx.get(f"{url}/metrics", headers=headers).text
+        text = httpx.get(f"{url}/metrics", headers=headers, timeout=60).text
         if any(
             each.startswith(wanted) and 'task="caption"' in each and 'status="200"' in each
             for each in text.splitlines()
@@ -187,4 +187,4 @@ def test_a_request_is_logged_kept_and_counted(endpoint: tuple[str, Path]) -> Non
             break
         assert time.monotonic() < deadline, text
         time.sleep(1)
-    assert 'deployment="Ingress"' in text and httpx.get(f"{url}/metrics").status_code == 401
+    assert 'deployment="Ingress"' in text and httpx.get(f"{url}/metrics", timeout=60).status_code == 401
