@@ -6,6 +6,7 @@ The front doors are :func:`load_model` and the Hugging Face classes. Names are r
 ``AutoConfig``, ``AutoModelForImageTextToText`` and ``AutoProcessor`` of transformers serve our own saves once PaDT is
 registered with them: by ``import padt`` where transformers has been imported before, else by the first use of any name
 of this package but ``Prediction`` (which needs neither torch nor transformers), such as ``padt.register()``.
+Without that they open a folder with ``trust_remote_code=True`` (``padt.pretrained.auto_code``).
 """
 
 import sys

@@ -28,6 +28,7 @@ from padt.checkpoints.lora import is_adapter_folder
 from padt.data.processor import PaDTProcessor, load_processor
 from padt.errors import UserError, look_up
 from padt.model.modeling import PaDTForConditionalGeneration
+from padt.pretrained.auto_code import add_auto_code
 from padt.pretrained.config import Layout, PaDTConfig, load_config
 from padt.pretrained.hub import model_folder, new_folder, read_json
 from padt.pretrained.model_card import read_facts, write_card
@@ -117,6 +118,8 @@ def export(
         files.extend(_write_weights(kept, partial, max_shard_size))
         _write_json(partial / "config.json", values)
         _write_processor(processor, partial, read_json(folder / "generation_config.json"))
+        if to == "released":
+            add_auto_code(partial)
         write_card(partial, read_facts(folder), config, layout=to)
 
     new_folder(out, write)

@@ -23,6 +23,7 @@ from padt.data.conversation import Group, Turn, prompt_turns
 from padt.data.image import PATCH, VIT_PATCH, ImageSource, ResizePolicy, open_image
 from padt.data.tasks import Sample
 from padt.errors import UserError
+from padt.pretrained.auto_code import add_auto_code
 from padt.pretrained.config import load_config
 from padt.pretrained.hub import model_folder, read_json
 from padt.pretrained.tokenizer import load_tokenizer
@@ -52,6 +53,16 @@ class PaDTProcessor(ProcessorMixin):
         """As transformers', from a folder of any layout or a Hub repository; with ``min_pixels``, ``max_pixels``."""
         wanted = {name: kwargs[name] for name in ("min_pixels", "max_pixels") if kwargs.get(name) is not None}
         return load_processor(pretrained_model_name_or_path, revision=kwargs.get("revision"), **wanted)
+
+    def save_pretrained(self, save_directory, **kwargs) -> list[str]:
+        """As transformers', with what lets ``AutoProcessor`` find this class (``padt.pretrained.auto_code``)."""
+        files = super().save_pretrained(save_directory, **kwargs)
+        add_auto_code(save_directory)
+        return files
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "") -> None:
+        """Nothing: a save has its own code file (``padt.pretrained.auto_code``) and needs no copy of this module."""
 
     @classmethod
     def from_folder(cls, path: str | os.PathLike, vrt_offset: int | None = None) -> "PaDTProcessor":
@@ -284,7 +295,9 @@ def image_processor(settings: dict[str, Any] | None = None, policy: ResizePolicy
     if policy is not None:
         return Qwen2VLImageProcessorPil(size={"shortest_edge": policy.min_pixels, "longest_edge": policy.max_pixels})
     known = {
-        key: value for key, value in (settings or {}).items() if not key.endswith("_type") and key != "processor_class"
+        key: value
+        for key, value in (settings or {}).items()
+        if not key.endswith("_type") and key not in ("processor_class", "auto_map")
     }
     if "size" in known and not {"shortest_edge", "longest_edge"} <= set(known["size"]):
         known.pop("size")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
     Cache,
@@ -26,6 +27,7 @@ from padt.model.losses import LossCounts, LossInputs, LossSettings, total_loss
 from padt.model.outputs import PaDTOutput, StateRecorder
 from padt.model.packing import packed_states
 from padt.model.vision import ImageFeatures, encode_images, pad_images
+from padt.pretrained.auto_code import add_auto_code
 from padt.pretrained.config import PaDTConfig, VLDecoderConfig
 from padt.pretrained.strict import load_strictly, save_beside
 
@@ -75,6 +77,12 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process and self.processor is not None:
             save_beside(self.processor, self.config, save_directory)
+        if is_main_process:
+            add_auto_code(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "") -> None:
+        """Nothing: a save has its own code file (``padt.pretrained.auto_code``) and needs no copy of this module."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -401,6 +409,7 @@ def register() -> None:
     silently initialises the language model at random.
     """
     AutoConfig.register("padt", PaDTConfig, exist_ok=True)
+    AutoModel.register(PaDTConfig, PaDTForConditionalGeneration, exist_ok=True)
     AutoModelForImageTextToText.register(PaDTConfig, PaDTForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(PaDTConfig, PaDTProcessor, exist_ok=True)
     register_checkpoint_conversion_mapping(

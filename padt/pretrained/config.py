@@ -102,6 +102,8 @@ class PaDTConfig(Qwen2_5_VLConfig):
         A released one knows nothing of ``feature_order``: its weights need the mixed orders they were trained with.
         """
         values = dict(config_dict)
+        # Says where a process that lacks this class finds it; each save names its own code file.
+        values.pop("auto_map", None)
         layout = layout_of(values)
         if layout != "padt":
             values.pop("model_type", None)
@@ -111,6 +113,10 @@ class PaDTConfig(Qwen2_5_VLConfig):
         if isinstance(values.get("vl_decoder"), dict):
             values["vl_decoder"] = extra | {k: v for k, v in values["vl_decoder"].items() if k not in _RELEASED_NOTES}
         return super().from_dict(values, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "") -> None:
+        """Nothing: a save has its own code file (``padt.pretrained.auto_code``) and needs no copy of this module."""
 
     @property
     def vrt_offset(self) -> int:

@@ -43,13 +43,17 @@ _WHAT_IT_IS = (
     "The vision tower and the language model of a PaDT model (arXiv 2510.01954), without its prototypes and its object "
     "decoder: it answers with words.",
 )
+_AUTO = (
+    "`AutoModelForImageTextToText` and `AutoProcessor` of transformers 5 open it with `trust_remote_code=True`: the "
+    "folder's `padt_auto.py` takes the classes from the package `padt`, which has to be installed (`pip install .` in "
+    "a checkout of PaDT on Ray)."
+)
 _LOADING: dict[str, str] = {
     "padt": '```python\nimport padt\n\nmodel = padt.load_model("THIS_FOLDER")\n'
     '(answer,) = model.predict(["photo.jpg"], ["Please describe this image."])\nprint(answer.text)\n```\n\n'
-    "or, after `padt.register()`, with `AutoModelForImageTextToText` and `AutoProcessor` of transformers 5. Code "
-    "that only knows Qwen2.5-VL does not read this folder; `padt export` writes one that it does.",
-    "released": "With the released PaDT code, or with `padt.load_model`. Plain transformers takes it for Qwen2.5-VL "
-    "and leaves the object decoder out.",
+    f"{_AUTO} Code that only knows Qwen2.5-VL does not read this folder; `padt export` writes one that it does.",
+    "released": f"With the released PaDT code, or with `padt.load_model`. {_AUTO} Without `trust_remote_code`, plain "
+    "transformers takes it for Qwen2.5-VL and leaves the object decoder out.",
     "hub": "With `Qwen2_5_VLForConditionalGeneration` and `AutoProcessor` of transformers. `padt.load_model` takes it "
     "as a base for training.",
 }
@@ -57,7 +61,8 @@ _LOADING: dict[str, str] = {
 _LOADING_RASTER = (
     "With `padt.load_model`. **Not with the released PaDT code**: the weights are for image features in raster order, "
     "that code does not know the field `feature_order` and takes its own order, so that its boxes and masks would be "
-    "wrong. Plain transformers takes the folder for Qwen2.5-VL and leaves the object decoder out."
+    f"wrong. {_AUTO} Without `trust_remote_code`, plain transformers takes the folder for Qwen2.5-VL and leaves the "
+    "object decoder out."
 )
 _USE = (
     "Detection of named classes, boxes and masks of what a sentence refers to, and captions grounded in the picture. "

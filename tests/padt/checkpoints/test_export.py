@@ -11,6 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import padt
 from padt.checkpoints.layouts import config_values
 from padt.errors import UserError
+from padt.pretrained.auto_code import AUTO_MAPS
 from padt.pretrained.config import PaDTConfig, load_config
 from padt.pretrained.weights import FRESH_PREFIXES, read_tensors
 from tests.padt.folders import edit_json, edit_weights, hub_folder, same_tensors, weights_of
@@ -50,8 +51,9 @@ def test_released_to_ours_to_released(released, tmp_path):
     assert result.notes == () and result.dropped == ()
     assert same_tensors(weights_of(tmp_path / "back"), weights_of(released))
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (released, tmp_path / "back"))
-    # What the released code reads has the same value; we say the order that it takes for granted.
-    told = {"feature_order": "reference"}
+    # What the released code reads has the same value; we say the order that it takes for granted, and
+    # where others find our classes.
+    told = {"feature_order": "reference", "auto_map": AUTO_MAPS["config.json"]}
     # The window is off in both, "mrope" is another word for default, and two keys say nothing about the model.
     rewritten = ("rope_scaling", "sliding_window", "vision_config", "transformers_version", "vision_token_id")
     assert {k: v for k, v in after.items() if k not in rewritten and k not in told} == {
