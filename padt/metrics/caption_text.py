@@ -88,18 +88,26 @@ def ngrams(words: Words, order: int) -> Counter[Words]:
 
 def bleu(pairs: Sequence[tuple[Words, Sequence[Words]]]) -> float:
     """BLEU-4 of a corpus of answers and their references; brevity against the reference of the nearest length."""
+    return bleu_value([sum(each) for each in zip(*(bleu_parts(*pair) for pair in pairs), strict=True)])
+
+
+def bleu_parts(answer: Words, references: Sequence[Words]) -> list[int]:
+    """What one answer adds to BLEU: runs that are matched and written, by order; its length and its reference's."""
     matched, written = [0] * ORDERS, [0] * ORDERS
-    answer_length = reference_length = 0
-    for answer, references in pairs:
-        answer_length += len(answer)
-        reference_length += min((abs(len(words) - len(answer)), len(words)) for words in references)[1]
-        for order in range(1, ORDERS + 1):
-            most: Counter[Words] = Counter()
-            for words in references:
-                most |= ngrams(words, order)
-            own = ngrams(answer, order)
-            matched[order - 1] += (own & most).total()
-            written[order - 1] += own.total()
+    for order in range(1, ORDERS + 1):
+        most: Counter[Words] = Counter()
+        for words in references:
+            most |= ngrams(words, order)
+        own = ngrams(answer, order)
+        matched[order - 1] = (own & most).total()
+        written[order - 1] = own.total()
+    nearest = min((abs(len(words) - len(answer)), len(words)) for words in references)[1]
+    return [*matched, *written, len(answer), nearest]
+
+
+def bleu_value(parts: Sequence[float]) -> float:
+    """BLEU-4 of the parts of answers, added up."""
+    matched, written, (answer_length, reference_length) = parts[:ORDERS], parts[ORDERS : 2 * ORDERS], parts[-2:]
     shares = [(hit + _TINY) / (count + _SMALL) for hit, count in zip(matched, written, strict=True)]
     ratio = (answer_length + _TINY) / (reference_length + _SMALL)
     return math.prod(shares) ** (1 / ORDERS) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
@@ -117,6 +125,13 @@ def rouge_l(answer: Words, references: Sequence[Words]) -> float:
 
 def cider_d(pairs: Sequence[tuple[Words, Sequence[Words]]]) -> float:
     """CIDEr-D, mean over the corpus, in [0, 10]; how rare words are is learnt from the corpus's own references."""
+    return sum(cider_d_each(pairs)) / len(pairs)
+
+
+def cider_d_each(pairs: Sequence[tuple[Words, Sequence[Words]]]) -> list[float]:
+    """CIDEr-D of each answer of a corpus."""
+    if not pairs:
+        return []
     frequency: Counter[Words] = Counter()
     for _, references in pairs:
         frequency.update(
@@ -131,8 +146,9 @@ def cider_d(pairs: Sequence[tuple[Words, Sequence[Words]]]) -> float:
         }
         return weights, math.sqrt(sum(weight**2 for weight in weights.values()))
 
-    total = 0.0
+    values = []
     for answer, references in pairs:
+        total = 0.0
         for order in range(1, ORDERS + 1):
             own, own_norm = weighted(answer, order)
             for words in references:
@@ -146,7 +162,8 @@ def cider_d(pairs: Sequence[tuple[Words, Sequence[Words]]]) -> float:
                     gap = max(0, len(answer) - 1) - max(0, len(words) - 1)
                     alike = math.exp(-(gap**2) / (2 * CIDER_SIGMA**2))
                     total += product / (own_norm * norm) * alike / (ORDERS * len(references))
-    return 10 * total / len(pairs)
+        values.append(10 * total)
+    return values
 
 
 def meteor_lacks() -> str | None:
