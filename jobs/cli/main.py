@@ -22,7 +22,9 @@ from jobs.cli.models import app as models_app
 from jobs.cli.prepare import app as prepare_app
 from jobs.cli.serve import app as serve_app
 from jobs.cli.stage_lines import StageLines, stages_table
-from jobs.cli.verb import config_names, examples, recipe_names
+from jobs.cli.training import Overrides, Redo
+from jobs.cli.training import app as training_app
+from jobs.cli.verb import examples, recipe_names
 from jobs.common import console
 from padt import __version__
 from padt.errors import UserError, install_command
@@ -72,6 +74,7 @@ app = typer.Typer(
 )
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(data_app)
+app.add_typer(training_app)
 app.add_typer(evaluation_app)
 app.add_typer(models_app)
 app.add_typer(export_app)
@@ -94,12 +97,6 @@ ENVIRONMENT = {
     # Serve kills a proxy that is not up within 5 seconds, which a busy small machine does not keep.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
-
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, by dotted path.")]
-Output = Annotated[str | None, typer.Option("--output", "-o", help="Run folder in place of the recipe's own; any URL.")]
-Redo = Annotated[
-    list[str] | None, typer.Option(help="Stage to make again, with everything that builds on it; repeatable.")
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,60 +144,6 @@ def options(
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     console.set_up_logging(verbose)
-
-
-@app.command(
-    **examples(
-        "padt train --config toy_pretrain model=pipelines/toy/base output=runs/pretrain data.sets.0.url=runs/toy/train",
-        "padt train -c finetune_pro model=/models/Qwen2.5-VL-3B output=s3://bucket/run workers=8 gpu=true zero_stage=2",
-        "padt train -c finetune_lora model=/models/PaDT_Pro_3B output=runs/lora data.sets.0.url=data/own/train",
-    )
-)
-def train(
-    config: Annotated[
-        str,
-        typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.", autocompletion=config_names),
-    ],
-    overrides: Overrides = None,
-) -> None:
-    """Train one stage with Ray Train and DeepSpeed; run it again to go on after an interruption."""
-    from jobs.training.config import load_config
-    from jobs.training.train import run_train
-
-    result = run_train(load_config(config, overrides or ()))
-    rows = sorted(result.metrics.items())
-    console.out.print(console.table(f"{result.steps:,} steps in {result.seconds:.0f} s", ["metric", "last>"], rows))
-    console.out.print(f"model: {result.model_path}")
-    for sentence in result.not_logged:
-        console.err.print(f"warning: {sentence}")
-
-
-@app.command(
-    **examples(
-        "padt run toy",
-        "padt run toy finetune.optimizer.lr=1e-3 --output runs/higher-lr",
-        "padt run recipe.yaml --redo finetune",
-    )
-)
-def run(
-    recipe: Annotated[
-        str, typer.Argument(help="YAML file, or the name of a packaged recipe (toy).", autocompletion=recipe_names)
-    ],
-    overrides: Overrides = None,
-    output: Output = None,
-    redo: Redo = None,
-) -> None:
-    """Run the stages of a recipe that are not done yet.
-
-    A stage that was done under other options is never replaced silently: say `--redo STAGE`, or another `--output`.
-    """
-    from jobs.recipes.run import run_recipe
-
-    observer = StageLines()
-    result = run_recipe(recipe, overrides or (), output=output, redo=redo or (), observer=observer)
-    console.out.print(stages_table(result))
-    console.out.print(console.metrics_table("Scores", result.scores))
-    console.out.print(f"summary: {result.summary_path}")
 
 
 @app.command(

@@ -1,5 +1,6 @@
 """What all verbs share: help that ends with examples to copy, and names that a shell completes."""
 
+import re
 from glob import glob
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,16 +53,30 @@ def examples(*lines: str) -> dict[str, Any]:
 
 def recipe_names(incomplete: str) -> list[str]:
     """Packaged recipes and YAML files that begin like this."""
-    return _names(_JOBS / "recipes", incomplete)
+    return _names([name for path in (_JOBS / "recipes").glob("*.yaml") for name in _recipes_in(path)], incomplete)
 
 
 def config_names(incomplete: str) -> list[str]:
     """Packaged training configurations and YAML files that begin like this."""
-    return _names(_JOBS / "training" / "configs", incomplete)
+    return _names([path.stem for path in (_JOBS / "training" / "configs").glob("*.yaml")], incomplete)
 
 
-def _names(folder: Path, incomplete: str) -> list[str]:
-    # Only names of files: a shell asks at every press of a key, so nothing of what reads them is imported.
-    packaged = [path.stem for path in folder.glob("*.yaml") if path.stem.startswith(incomplete)]
+# A shell asks at every press of a key, so nothing of what reads the files properly is imported.
+
+
+def _recipes_in(path: Path) -> list[str]:
+    return [f"{path.stem}_{variant}" for variant in _variants(path.read_text(encoding="utf-8"), path)] or [path.stem]
+
+
+def _variants(text: str, path: Path) -> list[str]:
+    own = re.search(r"^variants:.*\n((?: .*\n|\n)*)", text, re.MULTILINE)
+    if own is not None:
+        return re.findall(r"^  (\w+):", own[1], re.MULTILINE)
+    base = re.search(r"^extends: (\w+)", text, re.MULTILINE)
+    return _variants(path.with_stem(base[1]).read_text(encoding="utf-8"), path) if base is not None else []
+
+
+def _names(known: list[str], incomplete: str) -> list[str]:
+    packaged = [name for name in known if name.startswith(incomplete)]
     found = [f"{path}/" if Path(path).is_dir() else path for path in glob(f"{incomplete}*")]
     return [*sorted(packaged), *sorted(path for path in found if path.endswith(("/", ".yaml", ".yml")))]

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -76,6 +76,15 @@ def build_config(cls: type[Config], tree: Mapping[str, Any], overrides: Sequence
     except UserError as error:
         # A component's own check of its options.
         raise UserError(f"The configuration{where} does not hold:\n  {error}") from error
+
+
+def schema_of(cls: type[Section]) -> dict[str, Any]:
+    """JSON schema of a section as it stands in a file: components refuse unknown keys there too."""
+    schema = cls.model_json_schema(mode="validation")
+    for part in (schema, *schema.get("$defs", {}).values()):
+        if part.get("type") == "object" and "properties" in part:
+            part.setdefault("additionalProperties", False)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -146,9 +155,17 @@ def _check_keys(cls: type, tree: Any, prefix: str, where: str) -> None:
             raise UserError(f"Unknown key {prefix}{key}{where}: {suggestion(key, known)}")
         nested = _options_in(known[key])
         if nested is not None:
-            entries = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
-            for number, entry in entries:
-                _check_keys(nested, entry, f"{prefix}{key}." + ("" if number is None else f"{number}."), where)
+            for below, entry in _entries(known[key], value):
+                _check_keys(nested, entry, ".".join([f"{prefix}{key}", *below, ""]), where)
+
+
+def _entries(annotation: Any, value: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Sections in a field's value, with what leads to each: a position in a list, a name in a mapping, or nothing."""
+    if isinstance(value, list):
+        return [((str(number),), entry) for number, entry in enumerate(value)]
+    if get_origin(annotation) is dict and isinstance(value, dict):
+        return [((name,), entry) for name, entry in value.items()]
+    return [((), value)]
 
 
 def _fields_of(cls: Any) -> dict[str, Any]:

@@ -1,19 +1,10 @@
-"""Recipes: stages that are run in order, each once, each in a folder of its own with a done marker.
+"""Running a recipe: its stages in order, each once, each in a folder of its own with a done marker.
 
-A recipe is a YAML file::
-
-    name: toy
-    output: runs/toy
-    stages:
-      prepare:  {do: prepare-toy, scenes: 4000}
-      finetune: {do: train, config: toy_finetune, data: {sets: [{url: "${prepare}/train"}]}}
-
-``${prepare}`` is the folder of an earlier stage. A rerun skips what is done and re-enters what is not. A stage that was
-done (or begun) under other options, or on top of a stage that has changed, is never replaced silently: the run is
-refused with the list of changes, and ``redo`` says that the old results may go.
+A rerun skips what is done and re-enters what is not. A stage that was done (or begun) under other options, or on top of
+a stage that has changed, is never replaced silently: the run is refused with the list of changes, and ``redo`` says
+that the old results may go.
 """
 
-import hashlib
 import json
 import logging
 import platform
@@ -21,78 +12,25 @@ import posixpath
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from jobs.common.config_tree import differences, read_yaml
+from jobs.common.config_tree import differences
 from jobs.common.ray_session import ray_session
+from jobs.recipes.load import Recipe, load_recipe
 from jobs.recipes.records import Observer, RecipeResult, StageRecord
-from jobs.recipes.stages import BUILT_IN, EvaluateStage, Stage, StageContext, build_stage, built_in_digest, references
+from jobs.recipes.stage import BUILT_IN, Stage, StageContext
+from jobs.recipes.stages import EvaluateStage
 from jobs.recipes.tracking import RecipeTracker
 from padt.errors import UserError, look_up
 from pipelines.io.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-RECIPE_KEYS = ("name", "output", "experiment", "stages")
 DONE = "done.json"
 STARTED = "started.json"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A checked recipe. ``keys[stage]`` hashes the stage's options together with those of all stages it builds on."""
-
-    name: str
-    output: str
-    experiment: str
-    stages: dict[str, Stage]
-    uses: dict[str, set[str]]
-    keys: dict[str, str]
-
-    def dependents(self, names: Sequence[str]) -> set[str]:
-        """The given stages and every stage that builds on one of them."""
-        found = set(names)
-        for stage, used in self.uses.items():
-            if used & found:
-                found.add(stage)
-        return found
-
-
-def load_recipe(file: str, overrides: Sequence[str] = (), output: str | None = None) -> Recipe:
-    """Read and check a recipe: a YAML file or the name of one in ``jobs/recipes``.
-
-    Args:
-        file: path or packaged name.
-        overrides: ``stage.key.path=value`` changes, for example ``finetune.optimizer.lr=1e-3``.
-        output: run folder in place of the recipe's own (any fsspec URL).
-
-    Raises:
-        UserError: file, stage, kind, option or reference that is missing, unknown or wrong.
-    """
-    tree = read_yaml(recipe_path(file))
-    unknown = [key for key in tree if key not in RECIPE_KEYS]
-    if unknown:
-        raise UserError(f"Unknown key {unknown[0]} in {file}: a recipe has {', '.join(RECIPE_KEYS)}.")
-    entries = tree.get("stages")
-    if not isinstance(entries, Mapping) or not entries:
-        raise UserError(f"{file} has no stages: name at least one, as in 'stages: {{prepare: {{do: prepare-toy}}}}'.")
-    by_stage = _split_overrides(overrides, list(entries))
-    stages = {name: build_stage(name, entry, file, by_stage.get(name, ())) for name, entry in entries.items()}
-    uses = {name: references(stage.options()) - {name} for name, stage in stages.items()}
-    _check_references(file, uses)
-    folder = output or tree.get("output") or f"runs/{tree.get('name', Path(file).stem)}"
-    return Recipe(
-        name=str(tree.get("name", Path(file).stem)),
-        output=folder.rstrip("/") if "://" in folder else str(Path(folder).expanduser().resolve()),
-        experiment=str(tree.get("experiment", "padt")),
-        stages=stages,
-        uses=uses,
-        keys=_keys(stages, uses),
-    )
 
 
 def run_recipe(
@@ -101,6 +39,8 @@ def run_recipe(
     *,
     output: str | None = None,
     redo: Sequence[str] = (),
+    first: str | None = None,
+    only: str | None = None,
     observer: Observer | None = None,
 ) -> RecipeResult:
     """Run the stages of a recipe that are not done yet, and write ``summary.json``.
@@ -110,29 +50,35 @@ def run_recipe(
         overrides: ``stage.key.path=value`` changes.
         output: run folder in place of the recipe's own.
         redo: stages whose results are thrown away and made again, with everything that builds on them.
+        first: leave out all stages before this one, done or not.
+        only: leave out all stages but this one.
         observer: is told how it goes.
 
     Raises:
-        UserError: see ``load_recipe``; or a stage was done under other options and ``redo`` does not name it.
+        UserError: see ``load_recipe``; a stage was done under other options and ``redo`` does not name it; or a stage
+            that is left out is not done, and another builds on it.
     """
     recipe = load_recipe(file, overrides, output)
     observer = observer or Observer()
-    folders = {name: str(find()) for name, find in BUILT_IN.items()}
-    folders |= {name: posixpath.join(recipe.output, name) for name in recipe.stages}
+    folders = stage_folders(recipe)
+    chosen = chosen_stages(recipe, first, only)
     _clear(recipe, redo, folders)
-    for name in recipe.stages:
-        _refuse_other_options(recipe, name, folders[name])
+    for name in chosen:
+        refuse_other_options(recipe, name, folders[name])
+    check_left_out(recipe, chosen, folders)
 
-    parameters = {name: stage.resolved(folders).options() for name, stage in recipe.stages.items()}
+    parameters = {name: recipe.stages[name].resolved(folders).options() for name in recipe.stages}
     tracker = RecipeTracker(recipe.name, recipe.experiment, recipe.output, parameters)
     records: list[StageRecord] = []
     status = "FAILED"
-    pending = [name for name in recipe.stages if not Folder(folders[name]).exists(DONE)]
+    pending = [name for name in chosen if done_marker(recipe, name, folders[name]) is None]
     try:
         # One Ray for all stages: starting it takes seconds each time.
         with ray_session() if pending else nullcontext():
             for number, name in enumerate(recipe.stages, start=1):
-                marker = read_json(folders[name], DONE)
+                marker = done_marker(recipe, name, folders[name])
+                if marker is None and name not in chosen:
+                    continue
                 skipped = marker is not None
                 if marker is None:
                     observer.started(name, number, len(recipe.stages))
@@ -145,6 +91,51 @@ def run_recipe(
         result = RecipeResult(recipe.name, recipe.output, records, tracker.run_id, tracker.uri)
         tracker.close(status, result.metrics)
     return write_summary(result)
+
+
+def stage_folders(recipe: Recipe) -> dict[str, str]:
+    """Folders by what stands for them in options: of the built-in things, and of the recipe's stages."""
+    folders = {name: str(find()) for name, find in BUILT_IN.items()}
+    return folders | {name: posixpath.join(recipe.output, name) for name in recipe.stages}
+
+
+def chosen_stages(recipe: Recipe, first: str | None, only: str | None) -> list[str]:
+    """The stages that a run is about.
+
+    Raises:
+        UserError: there is no such stage, or both are given.
+    """
+    if first is not None and only is not None:
+        raise UserError("--from and --only are both given: --only names the one stage to run, --from the first.")
+    names = list(recipe.stages)
+    for option, name in (("--from", first), ("--only", only)):
+        if name is not None:
+            look_up(f"{option}: stage", name, recipe.stages)
+    if only is not None:
+        return [only]
+    return names[names.index(first) :] if first is not None else names
+
+
+def check_left_out(recipe: Recipe, chosen: Sequence[str], folders: Mapping[str, str]) -> None:
+    """Make sure that what is left out, and built on, is there.
+
+    Raises:
+        UserError: names a stage that is not done.
+    """
+    for name in chosen:
+        for used in sorted(recipe.uses[name] & set(recipe.stages) - set(chosen)):
+            if read_json(folders[used], DONE) is None:
+                raise UserError(
+                    f"Stage '{name}' builds on '{used}', which is not done in {folders[used]}: run that first "
+                    f"(--from {used}), or point at what you have in its place."
+                )
+
+
+def done_marker(recipe: Recipe, name: str, folder: str) -> dict[str, Any] | None:
+    """The marker of a stage that is done; None also where it has to look whether other places hold the same."""
+    marker = read_json(folder, DONE)
+    places = recipe.stages[name].places()
+    return None if marker is not None and marker.get("places", places) != places else marker
 
 
 def write_summary(result: RecipeResult, **extra: Any) -> RecipeResult:
@@ -164,18 +155,6 @@ def write_summary(result: RecipeResult, **extra: Any) -> RecipeResult:
     } | extra
     write_json(result.output, "summary.json", summary)
     return replace(result, summary_path=posixpath.join(result.output, "summary.json"))
-
-
-def recipe_path(file: str) -> Path:
-    """The YAML file that ``file`` means: a path, or the name of a packaged recipe."""
-    path = Path(file)
-    packaged = Path(__file__).parent / f"{file.removesuffix('.yaml')}.yaml"
-    if not path.exists() and path.parent == Path(".") and packaged.exists():
-        return packaged
-    if not path.is_file():
-        known = ", ".join(sorted(entry.stem for entry in packaged.parent.glob("*.yaml")))
-        raise UserError(f"Recipe {file} does not exist: give a YAML file or one of {known}.")
-    return path
 
 
 def read_json(folder: str, name: str) -> Any:
@@ -202,17 +181,19 @@ def versions() -> dict[str, str]:
 
 def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: RecipeTracker) -> dict[str, Any]:
     stage, folder = recipe.stages[name], folders[name]
+    earlier = read_json(folder, DONE)
     write_json(folder, STARTED, {"key": recipe.keys[name], "options": stage.options()})
     started = time.perf_counter()
     evaluations = [each.resolved(folders) for each in recipe.stages.values() if isinstance(each, EvaluateStage)]
-    eval_sets = tuple(dict.fromkeys(str(each.options()["data"]) for each in evaluations))
+    eval_sets = tuple(dict.fromkeys(url for each in evaluations for url in each.sets("").values()))
     context = StageContext(name, folder, tracker.open(), recipe.experiment, eval_sets)
-    result = stage.resolved(folders).perform(context)
+    result = _performed(stage.resolved(folders), context, earlier)
     marker = {
         "stage": name,
         "kind": stage.kind,
         "key": recipe.keys[name],
         "options": stage.options(),
+        "places": stage.places(),
         "seconds": round(time.perf_counter() - started, 1),
         "finished_at": _now(),
         "result": result,
@@ -221,6 +202,18 @@ def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: Rec
         tracker.evaluated(name, folder, result["metrics"])
     write_json(folder, DONE, marker)
     return marker
+
+
+def _performed(stage: Stage, context: StageContext, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    try:
+        return stage.perform(context)
+    except UserError as error:
+        if earlier is None:
+            raise
+        raise UserError(
+            f"Stage '{context.name}' was done with things at other places, and these do not hold the same: {error} "
+            f"To make it again (and what builds on it), give --redo {context.name}."
+        ) from error
 
 
 def _clear(recipe: Recipe, redo: Sequence[str], folders: Mapping[str, str]) -> None:
@@ -233,7 +226,12 @@ def _clear(recipe: Recipe, redo: Sequence[str], folders: Mapping[str, str]) -> N
             folder.remove()
 
 
-def _refuse_other_options(recipe: Recipe, name: str, folder: str) -> None:
+def refuse_other_options(recipe: Recipe, name: str, folder: str) -> None:
+    """Refuse to run a stage that was done or begun otherwise.
+
+    Raises:
+        UserError: names what has changed, and the ways out.
+    """
     for file, word in ((DONE, "done"), (STARTED, "begun")):
         marker = read_json(folder, file)
         if marker is None or marker["key"] == recipe.keys[name]:
@@ -244,38 +242,6 @@ def _refuse_other_options(recipe: Recipe, name: str, folder: str) -> None:
             f"Stage '{name}' was {word} under other options ({what}). "
             f"Keep it by giving another --output, or make it again (and what builds on it) with --redo {name}."
         )
-
-
-def _split_overrides(overrides: Sequence[str], stages: Sequence[str]) -> dict[str, list[str]]:
-    by_stage: dict[str, list[str]] = {}
-    for override in overrides:
-        stage, dot, rest = override.partition(".")
-        if stage not in stages or not dot or "=" not in rest:
-            raise UserError(
-                f"Override {override!r} is not stage.key=value with one of the stages {', '.join(stages)}: "
-                f"write for example {stages[0]}.seed=1."
-            )
-        by_stage.setdefault(stage, []).append(rest)
-    return by_stage
-
-
-def _check_references(file: str, uses: Mapping[str, set[str]]) -> None:
-    earlier: list[str] = []
-    for name, used in uses.items():
-        wrong = sorted(used - set(earlier) - set(BUILT_IN))
-        if wrong:
-            known = ", ".join([*earlier, *BUILT_IN])
-            raise UserError(f"{file}, stage {name}: ${{{wrong[0]}}} is no earlier stage: use one of {known}.")
-        earlier.append(name)
-
-
-def _keys(stages: Mapping[str, Stage], uses: Mapping[str, set[str]]) -> dict[str, str]:
-    keys: dict[str, str] = {}
-    for name, stage in stages.items():
-        below = [(used, keys[used] if used in keys else built_in_digest(used)) for used in sorted(uses[name])]
-        text = json.dumps([stage.kind, stage.digest(), below])
-        keys[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return keys
 
 
 def _now() -> str:

@@ -68,7 +68,7 @@ def run_submit(
     Raises:
         UserError: the recipe or the folder cannot be sent, or the cluster cannot be reached.
     """
-    from jobs.recipes.run import load_recipe
+    from jobs.recipes.load import load_recipe
 
     root = Path(working_dir).resolve()
     file = _inside(recipe, root)
@@ -157,16 +157,18 @@ def _excluded(name: str) -> bool:
 
 def _inside(recipe: str, root: Path) -> str:
     """The recipe as the job will find it: relative to the working directory, or a packaged name."""
-    from jobs.recipes.run import recipe_path
+    from jobs.recipes.load import RECIPES, find_recipe
 
-    path = recipe_path(recipe).resolve()
-    if path.parent == Path(__file__).resolve().parent:
-        return path.stem
+    found = find_recipe(recipe)
+    path = found.path.resolve()
+    name = path if found.variant is None else path.with_stem(f"{path.stem}_{found.variant}")
+    if path.parent == RECIPES.resolve():
+        return name.stem
     if not path.is_relative_to(root):
         raise UserError(
             f"Recipe {recipe} lies outside the working directory {root}: move it there, or set --working-dir."
         )
-    return path.relative_to(root).as_posix()
+    return name.relative_to(root).as_posix()
 
 
 def _command(words: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).parent / "configs"
 # Options that do not shape the weights; everything else does, new options too.
 NOT_SHAPING: Any = {
     **dict.fromkeys(("model", "output", "reader", "checkpoint", "tracking", "max_failures", "log_every"), True),
-    **dict.fromkeys(("gpu", "cpus_per_worker", "threads_per_worker", "attn_implementation"), True),
+    **dict.fromkeys(("gpu", "gpu_gib", "cpus_per_worker", "threads_per_worker", "attn_implementation"), True),
     **dict.fromkeys(("gradient_checkpointing", "packing", "engine", "launcher"), True),
     "data": {"eval_sets"},
     "loss": {"chunk_rows"},
@@ -104,6 +104,8 @@ class TrainConfig(Section):
     Attributes:
         model: model folder to start from (any layout that ``padt.load_model`` takes).
         output: folder of the run (any fsspec URL): checkpoints, metrics, and ``model/`` at the end.
+        max_pixels: largest area of resized pictures, in training and for the model that comes of it; the sets must be
+            prepared with the same (`padt prepare --max-pixels`). None = as the model to start from has it.
         task: draws of prompts and answers; class names come from each set's manifest.
         batch_size: samples of one worker in one forward pass; the most of them with ``data.batching``.
         gradient_accumulation_steps: forward passes of one optimiser step.
@@ -119,6 +121,7 @@ class TrainConfig(Section):
         launcher: ``ray`` (Ray Train), ``local`` (one worker, in this process, without Ray), or ``auto``: local for one
             worker where there is no cluster.
         workers: training processes; each holds one GPU if ``gpu`` is set.
+        gpu_gib: memory of one GPU in GiB: a run whose plan needs more is warned of before anything starts.
         gradient_checkpointing: parts that trade a second forward pass for memory.
         packing: texts of a batch in one sequence, so that the language model works on no padding (the same losses).
             ``auto``: where FlashAttention computes the attention; other kernels take the time of the whole square.
@@ -130,6 +133,7 @@ class TrainConfig(Section):
     model: str
     output: str
     data: DataConfig
+    max_pixels: int | None = Field(default=None, ge=1)
     task: TaskOptions = TaskOptions()
     reader: ReaderOptions = ReaderOptions()
     batch_size: int = Field(default=16, ge=1)
@@ -151,6 +155,7 @@ class TrainConfig(Section):
     packing: bool | Literal["auto"] = "auto"
     workers: int = Field(default=1, ge=1)
     gpu: bool = False
+    gpu_gib: float | None = Field(default=None, gt=0)
     cpus_per_worker: float = Field(default=1, gt=0)
     threads_per_worker: int = Field(default=1, ge=1)
     max_failures: int = Field(default=3, ge=-1)

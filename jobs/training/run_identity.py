@@ -1,6 +1,7 @@
 """What makes two runs the same: the options that shape the weights, and the content of model and data."""
 
 import json
+import posixpath
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from padt.errors import UserError
 from padt.pretrained.hub import is_hub_id
 from pipelines.dataset.manifest import open_set
 from pipelines.io.storage import Folder
+
+RUN = "run.json"
+"""File of a training's folder with its identity and its MLflow run."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,12 @@ class RunIdentity:
         if found:
             more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
             raise UserError(f"{what} of another configuration ({'; '.join(found[:6])}{more}): {fix}")
+
+
+def training_run_id(model: str) -> str | None:
+    """MLflow run of the training that left a model in its folder's ``model/``; None where nobody knows of one."""
+    text = Folder(posixpath.dirname(model.rstrip("/")) or ".").read_text(RUN)
+    return json.loads(text).get("run_id") if text is not None else None
 
 
 def model_content(folder: Path) -> str:

@@ -21,7 +21,7 @@ from jobs.training.engine.backend import engine_of
 from jobs.training.launch import launch, launcher_of
 from jobs.training.loop import TrainJob
 from jobs.training.metrics_log import QUARANTINED, Record, RunLog
-from jobs.training.run_identity import RunIdentity
+from jobs.training.run_identity import RUN, RunIdentity
 from padt.pretrained.hub import is_hub_id
 from pipelines.io.reading import is_local
 from pipelines.io.storage import Folder
@@ -29,7 +29,7 @@ from pipelines.loader.plan import Plan, make_plan
 
 logger = logging.getLogger(__name__)
 
-RUN, SUMMARY = "run.json", "train_summary.json"
+SUMMARY = "train_summary.json"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
 
     model = fetched(config.model)
     check_parameter_names(config.model_copy(update={"model": model}))
-    processor = load_processor(model)
+    processor = load_processor(model, max_pixels=config.max_pixels)
     plan = make_plan(
         config.data.sets,
         seed=config.seed,

@@ -170,7 +170,7 @@ def load_for_training(config: TrainConfig, device: torch.device) -> tuple[Any, A
     from padt.checkpoints.loading import load_model
     from padt.data.processor import load_processor
 
-    processor = load_processor(config.model)
+    processor = load_processor(config.model, max_pixels=config.max_pixels)
     torch.manual_seed(config.seed)
     if is_partitioned(config):
         from jobs.training.engine.zero3 import load_partitioned

@@ -50,6 +50,11 @@ class Plan:
     augment: AugmentOptions | None = None
     pools: tuple[SentencePool | None, ...] = ()
 
+    @property
+    def policy(self) -> ResizePolicy:
+        """Resize policy that all sets were prepared with."""
+        return self.mixture.indices[0].policy
+
     @cached_property
     def samples_per_epoch(self) -> int:
         """Samples that one epoch visits."""
@@ -252,10 +257,11 @@ def make_plan(
     specs = [spec.of_what_is_there(index) for spec, index in zip(specs, indices, strict=True)]
     for spec, index in zip(specs, indices, strict=True):
         if index.policy != policy:
+            same_least = index.policy.min_pixels == policy.min_pixels
             raise UserError(
                 f"The data set {spec.url} was prepared with {index.policy}, the model resizes with {policy}: prepare "
-                f"it again with --min-pixels {policy.min_pixels} --max-pixels {policy.max_pixels}, or change the "
-                "model's processor."
+                f"it again with --min-pixels {policy.min_pixels} --max-pixels {policy.max_pixels}"
+                + (f", or train with max_pixels={index.policy.max_pixels}." if same_least else ".")
             )
         _check_tasks(spec, index)
     lengths: tuple[SetLengths, ...] = ()

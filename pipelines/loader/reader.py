@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from padt.data.tasks import TaskOptions
 from padt.errors import UserError, check_range
 from pipelines.loader.plan import Plan
 from pipelines.loader.sample_source import SampleSource, check_quarantine
+
+if TYPE_CHECKING:
+    from padt.data.processor import PaDTProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +70,8 @@ class EncodeBatches:
     def __init__(self, plan: Plan, processor_path: str, task: TaskOptions, rank: int, cache_bytes: int) -> None:
         import ray
 
-        from padt.data.processor import load_processor
-
         plan = ray.get(plan) if isinstance(plan, ray.ObjectRef) else plan
-        processor = load_processor(processor_path)
+        processor = _processor(processor_path, plan)
         self._source = SampleSource(plan, processor, task, cache_bytes)
         self._padding = processor.pad_token_id
         self._rank = rank
@@ -110,6 +111,13 @@ class _Uncollated:
     padding: int
     samples: list[EncodedSample]
     bad: dict[str, str]
+
+
+def _processor(path: str, plan: Plan) -> "PaDTProcessor":
+    """The model's processor with the sets' resize policy, which the run may have put in the place of the model's."""
+    from padt.data.processor import load_processor
+
+    return load_processor(path, min_pixels=plan.policy.min_pixels, max_pixels=plan.policy.max_pixels)
 
 
 def _placeholder(padding: int) -> EncodedSample:
@@ -243,9 +251,7 @@ class TrainingReader:
         return False
 
     def _source(self) -> tuple[SampleSource, int]:
-        from padt.data.processor import load_processor
-
-        processor = load_processor(self._path)
+        processor = _processor(self._path, self._plan)
         return SampleSource(self._plan, processor, self._task, self._options.cache_bytes), processor.pad_token_id
 
     def _in_process(self, opened: tuple[SampleSource, int]) -> Iterator[_Uncollated]:

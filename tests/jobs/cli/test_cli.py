@@ -44,7 +44,7 @@ def test_a_users_mistake_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str
     assert main(["run", "nowhere"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("error: Recipe nowhere does not exist: give a YAML file or one of toy")
+    assert shown.err.startswith("error: Recipe nowhere does not exist: give a YAML file or one of ovd_3b")
     assert "Traceback" not in shown.err
 
 
@@ -104,9 +104,9 @@ def test_examples_stand_on_one_line_each(verb: tuple[str, ...], capsys: pytest.C
 @pytest.mark.parametrize(
     ("words", "wanted", "unwanted"),
     [
-        ("run ", ["toy"], "toy_finetune"),
+        ("run ", ["toy", "pro_3b", "pro_clean_7b", "pro_lora_24gb"], "toy_finetune"),
         ("submit t", ["toy"], "toy_finetune"),
-        ("train --config toy_", ["toy_finetune", "toy_pretrain"], "finetune_pro"),
+        ("train --config toy_", ["toy_finetune", "toy_pretrain"], "paper"),
         ("train --config jobs/recipes/", ["jobs/recipes/toy.yaml"], "jobs/recipes/run.py"),
     ],
 )

@@ -10,8 +10,9 @@ import yaml
 from jobs.common.mlflow_run import client
 from jobs.recipes import run as recipe_module
 from jobs.recipes import stages as stages_module
+from jobs.recipes.load import load_recipe
 from jobs.recipes.records import Observer
-from jobs.recipes.run import load_recipe, run_recipe
+from jobs.recipes.run import run_recipe
 from jobs.recipes.stages import Stage, StageContext
 from padt.errors import UserError
 
@@ -48,6 +49,24 @@ class ScoreStage(Stage):
         return {"metrics": {"eval/toy/gIoU": 0.5}}
 
 
+class PlaceStage(Stage):
+    """Stands for a stage that knows what lies at a place by its content."""
+
+    kind: ClassVar[str] = "place"
+    file: str
+
+    def places(self) -> dict[str, Any]:
+        return {"file": self.file}
+
+    def perform(self, context: StageContext) -> dict[str, Any]:
+        CALLS.append(context.name)
+        known, content = Path(context.folder, "out.txt"), Path(self.file).read_text()
+        if known.exists() and known.read_text() != content:
+            raise UserError("holds other content.")
+        known.write_text(content)
+        return {}
+
+
 STAGES = {
     "prepare": {"do": "write", "text": "a"},
     "pretrain": {"do": "write", "text": "b", "source": "${prepare}"},
@@ -64,7 +83,7 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking_uri: str) -> str:
-    monkeypatch.setattr(stages_module, "KINDS", {"write": WriteStage, "evaluate": ScoreStage})
+    monkeypatch.setattr(stages_module, "KINDS", {"write": WriteStage, "evaluate": ScoreStage, "place": PlaceStage})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     # These stages need no Ray.
     monkeypatch.setattr(recipe_module, "ray_session", recipe_module.nullcontext)
@@ -154,6 +173,64 @@ def test_redo_makes_the_stage_and_its_dependents_again(recipe_file: str) -> None
     result = run_recipe(recipe_file, ["prepare.text=c"], redo=["prepare"])
     assert CALLS == ["prepare", "pretrain", "evaluate"]
     assert result["pretrain"].result == {"made": "cb"}
+
+
+def test_from_and_only_leave_stages_out(recipe_file: str) -> None:
+    with pytest.raises(UserError, match=r"'pretrain' builds on 'prepare', which is not done in .*--from prepare"):
+        run_recipe(recipe_file, first="pretrain")
+    with pytest.raises(UserError, match="--only: stage 'prepara' is unknown: did you mean prepare"):
+        run_recipe(recipe_file, only="prepara")
+    with pytest.raises(UserError, match="both given"):
+        run_recipe(recipe_file, only="prepare", first="prepare")
+    assert not CALLS
+    assert [record.name for record in run_recipe(recipe_file, only="prepare").stages] == ["prepare"]
+    run_recipe(recipe_file, first="pretrain")
+    assert CALLS == ["prepare", "pretrain", "other", "evaluate"]
+    # What is left out may have been done otherwise: only what the run is about must fit.
+    run_recipe(recipe_file, ["other.text=y"], only="pretrain")
+    assert len(CALLS) == 4
+
+
+def test_the_same_content_at_another_place_is_the_same_stage(recipe_file: str, tmp_path: Path) -> None:
+    # Other mounts on another day must not cost a training, and other content must not pass for the same.
+    stages = {"first": {"do": "place", "file": str(tmp_path / "a")}, "second": {"do": "write", "text": "x"}}
+    stages["second"]["source"] = "${first}"
+    for name, text in (("a", "same"), ("b", "same"), ("c", "other")):
+        (tmp_path / name).write_text(text)
+    run_recipe(write_recipe(tmp_path, stages))
+    moved = f"first.file={tmp_path / 'b'}"
+    result = run_recipe(write_recipe(tmp_path, stages), [moved])
+    assert CALLS == ["first", "second", "first"] and result["second"].skipped
+    run_recipe(write_recipe(tmp_path, stages), [moved])
+    assert len(CALLS) == 3, "the place is remembered"
+    with pytest.raises(UserError, match=r"other places, and these do not hold the same: .* give --redo first"):
+        run_recipe(write_recipe(tmp_path, stages), [f"first.file={tmp_path / 'c'}"])
+
+
+def test_a_registered_version_points_at_the_training_that_made_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {}
+
+    def register(model: str, **options: Any) -> Any:
+        given.update(options)
+        return type("Version", (), {"uri": "u", "aliases": (), "promoted": True, "objections": ()})
+
+    monkeypatch.setattr("jobs.registry.register.run_register", register)
+    for name in ("x", "y"):
+        (tmp_path / "scores" / name).mkdir(parents=True)
+        (tmp_path / "scores" / name / "metrics.json").write_text("{}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "finetune" / "run.json").write_text('{"run_id": "of the training"}')
+    for model, run_id in (("finetune/model", "of the training"), ("elsewhere/model", "of the recipe")):
+        stage = stages_module.RegisterStage(
+            model=str(tmp_path / model), evaluation=[str(tmp_path / "scores"), str(tmp_path / "other")]
+        )
+        stage.perform(StageContext("register", str(tmp_path), parent_run_id="of the recipe"))
+        assert given["run_id"] == run_id
+    found = [str(Path(each).relative_to(tmp_path)) for each in given["evaluations"]]
+    assert found == ["scores/x", "scores/y", "other"]
 
 
 def test_another_output_starts_afresh(recipe_file: str, tmp_path: Path) -> None:

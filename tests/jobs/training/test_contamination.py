@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from jobs.recipes import run as recipe_module
-from jobs.recipes.run import load_recipe
+from jobs.recipes.load import load_recipe
 from jobs.recipes.stages import StageContext, TrainStage
 from jobs.recipes.tracking import RecipeTracker
 from jobs.training.config import load_config
