@@ -12,19 +12,59 @@ app = typer.Typer()
 
 
 @app.command(
-    **examples("padt compare runs/demo/evaluate_base runs/demo/evaluate_pretrain", "padt compare models:/padt/1 runs/x")
+    **examples(
+        "padt compare runs/demo/evaluate_base runs/demo/evaluate_pretrain",
+        "padt compare runs/scores-old runs/scores-new --out runs/compared",
+        "padt compare models:/padt/1 runs/x",
+    )
 )
 def compare(
     sources: Annotated[list[str], typer.Argument(help="Folders of `padt evaluate`, or models:/padt/VERSION.")],
     contains: Annotated[str, typer.Option(help="Only metrics whose name contains this.")] = "",
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="Folder for compare.html, with pictures, and compare.json; any URL."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="The set, where it lies elsewhere now than it was evaluated.")
+    ] = None,
+    synonyms: Annotated[
+        str | None, typer.Option(help="YAML of other names of classes that answers use: `traffic light: [stoplight]`.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    pictures: Annotated[int, typer.Option(min=0, help="Of each task and each way of disagreeing.")] = 6,
 ) -> None:
-    """Scores side by side."""
+    """Scores side by side; of two evaluations of one set also their differences, with intervals, and who did better.
+
+    Images are drawn anew with replacement, the same for both, and both are scored on each draw.
+    """
+    from jobs.evaluation.comparison.run import compare_evaluations
     from jobs.registry.compare import run_compare
 
     result = run_compare(sources, contains=contains)
     console.out.print(console.metrics_table("Scores", result.scores))
     for warning in result.warnings:
         console.err.print(f"warning: {warning}")
+    asked = out is not None or data is not None or synonyms is not None
+    if len(sources) != 2 or any(source.startswith("models:") for source in sources):
+        if asked:
+            raise UserError("Differences are those of two folders of `padt evaluate`: give two, or leave --out away.")
+        return
+    first, second = result.scores
+    try:
+        found = compare_evaluations(
+            sources, (first, second), out, data, draws=draws, seed=seed, synonyms=synonyms, pictures=pictures
+        )
+    except UserError as error:
+        if asked:
+            raise
+        console.err.print(f"no differences with intervals: {error}")
+        return
+    for table in found.tables((first, second), contains):
+        console.out.print(table)
+    if out is not None:
+        console.out.print(f"results: {out}")
 
 
 @app.command(

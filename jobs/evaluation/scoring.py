@@ -76,14 +76,14 @@ def score_records(
     images = data.detect_targets()
     if images:
         categories = [(category.id, category.name) for category in data.manifest.categories]
-        answers = {image.id: _renamed(found[image.id], synonyms) for image in images if image.id in found}
+        answers = {image.id: renamed(found[image.id], synonyms) for image in images if image.id in found}
         official, detections = score_detect(images, answers, categories, masks)
         _add(scores, official)
         _add(scores, score_f1(images, answers, categories))
         scores.results.extend(detections.results)
         if released:
             raw = {
-                image.id: _renamed(found_objects(answered[image.id], calibrated=False), synonyms)
+                image.id: renamed(found_objects(answered[image.id], calibrated=False), synonyms)
                 for image in images
                 if image.id in answered
             }
@@ -91,7 +91,7 @@ def score_records(
             _add(scores, Scores(paper.metrics, {f"released_{name}": n for name, n in paper.counts.items()}))
     captions = data.caption_targets()
     if captions:
-        written = {target.id: _caption(answered[target.id]) for target in captions if target.id in answered}
+        written = {target.id: caption_answer(answered[target.id]) for target in captions if target.id in answered}
         _add(scores, score_captions(captions, written))
     return scores
 
@@ -223,13 +223,15 @@ def _add(scores: SetScores, part: Scores) -> None:
     scores.counts.update(part.counts)
 
 
-def _renamed(objects: Sequence[FoundObject], synonyms: Mapping[str, str] | None) -> list[FoundObject]:
+def renamed(objects: Sequence[FoundObject], synonyms: Mapping[str, str] | None) -> list[FoundObject]:
+    """Objects under the categories that their labels are other names of."""
     if not synonyms:
         return list(objects)
     return [replace(one, label=synonyms.get(fold(one.label), one.label)) for one in objects]
 
 
-def _caption(prediction: Mapping[str, Any]) -> CaptionAnswer:
+def caption_answer(prediction: Mapping[str, Any]) -> CaptionAnswer:
+    """An answer as a caption."""
     return CaptionAnswer(
         text=prediction["text"],
         objects=tuple(found_objects(prediction)),
