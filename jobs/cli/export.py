@@ -16,19 +16,23 @@ class ExportChoice(StrEnum):
 
     hub = "hub"
     released = "released"
+    padt = "padt"
 
 
 @app.command(
     **examples(
         "padt export runs/pro/model --to released --out exported/pro",
         "padt export models:/padt@champion --to hub --out exported/qwen --max-shard-size 2GB",
+        "padt export runs/pro/checkpoints/step-00000500 --to padt --out exported/step-500",
     )
 )
 def export(
-    model: Annotated[str, typer.Argument(help="Model folder or its URL, Hub repository, or models:/padt@champion.")],
+    model: Annotated[
+        str, typer.Argument(help="Model folder, checkpoint, or URL of one; Hub repository; models:/padt@champion.")
+    ],
     to: Annotated[
         ExportChoice,
-        typer.Option(help="hub: plain Qwen2.5-VL, words only. released: as the released PaDT code reads it."),
+        typer.Option(help="hub: plain Qwen2.5-VL, words only. released: as released PaDT code reads it. padt: ours."),
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="A new folder.")],
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",

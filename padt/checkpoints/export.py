@@ -1,4 +1,4 @@
-"""Writing a model in the layout that other code reads: plain Qwen2.5-VL as on the Hub, or released PaDT.
+"""Writing a model in another layout: plain Qwen2.5-VL as on the Hub, released PaDT, or our own.
 
 Tensors go from file to file, one shard at a time, as they are: nothing is loaded into a model, no value changes.
 """
@@ -36,7 +36,7 @@ from padt.pretrained.weights import FRESH_PREFIXES, HEAD, INDEX, StoredTensor, c
 
 logger = logging.getLogger(__name__)
 
-ExportLayout = Literal["hub", "released"]
+ExportLayout = Literal["hub", "released", "padt"]
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 # The released code builds its low-rank map with this width, whatever the configuration says.
 _RELEASED_RANK = 64
@@ -48,7 +48,7 @@ class ExportResult:
 
     Attributes:
         folder: where.
-        layout: ``hub`` or ``released``.
+        layout: ``hub``, ``released`` or ``padt``.
         source_layout: of the model that was exported.
         files: names of the weight files.
         tensors: number of tensors written.
@@ -81,7 +81,8 @@ def export(
     Args:
         model: folder of any layout, or ``OWNER/NAME`` on the Hub; of an adapter folder, base and adapter are merged.
         out: a new folder, which appears only when whole.
-        to: ``hub``: plain Qwen2.5-VL, without prototypes and decoder; ``released``: as the released PaDT code reads it.
+        to: ``hub``: plain Qwen2.5-VL, without prototypes and decoder; ``released``: as the released PaDT code reads it;
+            ``padt``: as training leaves it.
         max_shard_size: largest weight file, in bytes or as ``5GB``.
 
     Raises:
@@ -99,8 +100,10 @@ def export(
     config, source_layout = load_config(folder)
     stored = read_tensors(folder)
     check_weights(PaDTForConditionalGeneration, folder, config, source_layout, stored)
-    if to == "released" and source_layout == "hub":
+    if to != "hub" and source_layout == "hub":
         raise UserError(f"{folder} is plain Qwen2.5-VL, without prototypes and decoder: train it first.")
+    if to == "padt":
+        return _save_again(folder, Path(out), source_layout, max_shard_size)
     kept, dropped = _select(stored, config, to)
     values = config_values(config, to, _dtype_name(kept))
     lost = lost_fields(config, values, to)
@@ -133,6 +136,33 @@ def export(
         nbytes=sum(tensor.nbytes for tensor in kept.values()),
         dropped=tuple(dropped),
         notes=tuple(notes),
+    )
+
+
+def _save_again(folder: Path, out: Path, source: Layout, max_shard_size: int | str) -> ExportResult:
+    model = load_model(folder, dtype="auto", device="cpu")
+    save_model(model, model.processor, out, facts=read_facts(folder), max_shard_size=max_shard_size)
+    return describe(out, source)
+
+
+def describe(folder: Path, source: Layout) -> ExportResult:
+    """What lies in a folder that was written in our own layout.
+
+    Args:
+        folder: the model.
+        source: layout that it was read in.
+    """
+    stored = read_tensors(folder)
+    return ExportResult(
+        folder=folder,
+        layout="padt",
+        source_layout=source,
+        files=tuple(sorted({Path(tensor.file).name for tensor in stored.values()})),
+        tensors=len(stored),
+        parameters=sum(tensor.elements for tensor in stored.values()),
+        nbytes=sum(tensor.nbytes for tensor in stored.values()),
+        dropped=(),
+        notes=(),
     )
 
 

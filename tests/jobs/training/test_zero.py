@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from jobs.training.checkpoint_model import trained_weights
 from padt.checkpoints.loading import load_model
 from tests.jobs.tiny_model import write_tiny_model
 from tests.pipelines.mini_set import scene_row, write_set
@@ -145,6 +146,12 @@ def test_all_stages_train_alike_with_a_rank_without_objects(tmp_path):
             # Every stage does the same arithmetic, up to the order of sums.
             worst = max(float((value - start[key]).abs().max()) for key, value in weights("whole", name).items())
             assert worst < 2e-3, (name, worst)
+    # What `padt export CHECKPOINT` puts together from the shares of both ranks, after the same steps.
+    saved = {name: trained_weights(tmp_path / f"checkpoint {name}") for name in ("zero 0", "zero 3")}
+    for key, value in saved["zero 0"].items():
+        assert value.shape == saved["zero 3"][key].shape and (value - saved["zero 3"][key]).abs().max() < 2e-3, key
+    adapters = trained_weights(tmp_path / "checkpoint lora, zero 3")
+    assert any("lora_B" in key for key in adapters) and not any("visual" in key for key in adapters)
     base, tuned = load_model(model, device="cpu").state_dict(), weights("whole", "lora, zero 3")
     assert torch.equal(base["model.visual.merger.ln_q.weight"], tuned["model.visual.merger.ln_q.weight"])
     changed = {key.split(".")[0] for key in base if not torch.equal(base[key], tuned[key])}
