@@ -63,17 +63,7 @@ class Places:
         Raises:
             RequestError: 429, the client holds its share; 503, all are taken, or the server stops.
         """
-        wait = self.retry_after_s
-        if self.closed:
-            raise RequestError(503, "stopping", f"This server is stopping: try again in {wait} s.", wait)
-        if client and self._held[client] >= max(1, math.floor(self.most * self._share)):
-            message = (
-                f"{self._held[client]} requests of your key are being answered, its share of this server: wait for one "
-                f"of them, or try again in {wait} s."
-            )
-            raise RequestError(429, "too_many_requests", message, wait)
-        if self.taken >= self.most:
-            raise RequestError(503, "overloaded", f"Too many requests wait: try again in {wait} s.", wait)
+        self.check(client)
         began = time.monotonic()
         self.taken += 1
         self._held[client] += 1
@@ -86,6 +76,24 @@ class Places:
                 del self._held[client]
             held = time.monotonic() - began
             self._mean_s = held if not self._mean_s else 0.9 * self._mean_s + 0.1 * held
+
+    def check(self, client: str = "") -> None:
+        """Refuse whoever would find no place now.
+
+        Raises:
+            RequestError: as :meth:`one`.
+        """
+        wait = self.retry_after_s
+        if self.closed:
+            raise RequestError(503, "stopping", f"This server is stopping: try again in {wait} s.", wait)
+        if client and self._held[client] >= max(1, math.floor(self.most * self._share)):
+            message = (
+                f"{self._held[client]} requests of your key are being answered, its share of this server: wait for one "
+                f"of them, or try again in {wait} s."
+            )
+            raise RequestError(429, "too_many_requests", message, wait)
+        if self.taken >= self.most:
+            raise RequestError(503, "overloaded", f"Too many requests wait: try again in {wait} s.", wait)
 
     @property
     def retry_after_s(self) -> int:

@@ -38,7 +38,7 @@ async def chat(request: Request) -> Response:
     began = time.perf_counter()
     desk = desk_of(request)
     check_accept(request, JSON_TYPE, SSE_TYPE)
-    with desk.bodies.one(), records.timed("preprocess"):
+    with desk.body(request.state.client), records.timed("preprocess"):
         body = await read_body(request, desk.max_body_bytes, desk.args.body_timeout_s)
     asked = read_chat(body.fields)
     if asked.model != desk.args.name:

@@ -61,6 +61,19 @@ class Desk:
         self.questions.most = self.args.places(engines, ingresses)
 
     @contextmanager
+    def body(self, client: str) -> Iterator[None]:
+        """Hold a place for a request's body. Whoever could not be answered now is told so before the body is read.
+
+        Raises:
+            RequestError: as ``Places.one``.
+        """
+        if self._replicas is not None:
+            self._replicas.look()
+        self.questions.check(client)
+        with self.bodies.one():
+            yield
+
+    @contextmanager
     def places(self, count: int, client: str) -> Iterator[None]:
         """Hold a place for each of some questions.
 

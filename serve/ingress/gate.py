@@ -54,7 +54,7 @@ class Gate:
             return await self._app(scope, receive, send)
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         own = headers.get(REQUEST_ID.encode(), "")
-        request_id = own if _SANE_ID.fullmatch(own) else uuid.uuid4().hex
+        request_id = sane_id(own)
         state = scope.setdefault("state", {})
         state["request_id"], state["client"] = request_id, ""
 
@@ -80,6 +80,11 @@ class Gate:
                 )
                 return await error_response(403, "no_keys", message)(scope, receive, named)
         await self._app(scope, receive, named)
+
+
+def sane_id(own: str) -> str:
+    """The id that a request came with, if it can stand in logs and headers, or a fresh one."""
+    return own if _SANE_ID.fullmatch(own) else uuid.uuid4().hex
 
 
 def is_open(path: str) -> bool:

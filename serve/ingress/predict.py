@@ -38,7 +38,7 @@ async def predict(request: Request) -> Response:
     began = time.perf_counter()
     desk = desk_of(request)
     check_accept(request, JSON_TYPE, SSE_TYPE)
-    with desk.bodies.one(), records.timed("preprocess"):
+    with desk.body(request.state.client), records.timed("preprocess"):
         body = await read_body(
             request, desk.max_body_bytes, desk.args.body_timeout_s, (JSON_TYPE, FORM_TYPE), desk.args.max_images
         )

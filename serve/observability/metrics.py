@@ -72,6 +72,7 @@ METRICS = {
         Metric("padt_running_rows", "gauge", "Answers that are being written.", ("version",)),
         Metric("padt_cache_hits_total", "counter", "Look-ups of pictures that the engine knew already.", ("version",)),
         Metric("padt_cache_misses_total", "counter", "Look-ups of pictures that it had to look at.", ("version",)),
+        Metric("padt_refusals_repeated_total", "counter", "503 given by proxies for full ingresses.", ("path",)),
         Metric("padt_left_out_total", "counter", "Requests not sampled or traced for lack of time.", ("observer",)),
     )
 }
@@ -89,7 +90,7 @@ class Meters:
     """All metrics of the table; see ``process_meters``."""
 
     def __init__(self) -> None:
-        self._instruments = {name: _instrument(metric) for name, metric in METRICS.items()}
+        self._instruments = {name: instrument(name) for name in METRICS}
 
     def add(self, name: str, value: float, **labels: str) -> None:
         """Count, set or observe a value of ``METRICS[name]``, with all of its labels."""
@@ -177,9 +178,11 @@ def process_meters() -> Meters:
     return Meters()
 
 
-def _instrument(metric: Metric) -> Instrument:
+def instrument(name: str) -> Instrument:
+    """The metric of this process with a name of ``METRICS``, alone."""
     from ray.serve import metrics
 
+    metric = METRICS[name]
     if metric.kind == "histogram":
         histogram = metrics.Histogram(metric.name, metric.help, list(metric.buckets), metric.labels)
         return lambda value, tags: histogram.observe(value, dict(tags))

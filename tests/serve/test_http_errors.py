@@ -5,6 +5,7 @@ import gzip
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -130,6 +131,20 @@ def test_bodies_that_come_slowly_are_told_so() -> None:
     with listening(served(Answers(), hasty)) as url, connect(url) as http:
         refusal = exchange(http, head("content-type: application/json", "content-length: 50", "connection: close"))
     assert b" 408 " in refusal and b'"body_too_slow"' in refusal
+
+
+def test_who_finds_no_place_is_told_so_before_the_body_has_come() -> None:
+    app = served(Answers(), ARGS)
+    lines = ("content-type: application/json", "content-length: 5000", "connection: close")
+    with listening(app) as url, connect(url) as http:
+        http.get("/healthz")
+        with ExitStack() as held:
+            (desk,) = app.desks  # type: ignore[attr-defined]
+            for _ in range(desk.questions.most):
+                held.enter_context(desk.questions.one())
+            for path in ("/v1/predict", "/v1/chat/completions"):
+                refusal = exchange(http, head(*lines, path=path))
+                assert b" 503 " in refusal and b'"overloaded"' in refusal
 
 
 def test_the_server_answers_as_before_afterwards(http: httpx.Client) -> None:

@@ -9,9 +9,11 @@ import pytest
 pytest.importorskip("starlette")
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response  # noqa: E402
+from starlette.testclient import TestClient  # noqa: E402
 from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
-from serve.ingress.proxy import ProxyErrors  # noqa: E402
+from serve.api.errors import error_response  # noqa: E402
+from serve.ingress.proxy import REPEAT_S, ProxyErrors  # noqa: E402
 
 
 async def silent(scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,3 +64,41 @@ def test_refusals_of_the_proxy_are_errors_like_all_others(app: ASGIApp, status: 
 )
 def test_what_the_application_says_passes(app: Response, path: str) -> None:
     assert answer(app, path) == (app.status_code, {k.decode(): v.decode() for k, v in app.raw_headers}, app.body)
+
+
+def test_a_refusal_for_all_places_being_taken_is_repeated_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked, counted = 100.0, [], []
+    monkeypatch.setattr("serve.ingress.proxy.time.monotonic", lambda: now)
+    answers = {"/v1/predict": error_response(503, "overloaded", "Full.", {"Retry-After": "7", "x-request-id": "old"})}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+        await answers.get(scope["path"], JSONResponse({"text": "a"}))(scope, receive, send)
+
+    proxy = ProxyErrors(app, counted.append)
+
+    def ask(path: str = "/v1/predict", method: str = "POST", **headers: str) -> Any:
+        return TestClient(proxy).request(method, path, headers=headers)
+
+    first, second = ask(), ask(**{"x-request-id": "mine-1"})
+    assert (first.status_code, second.status_code, second.json()) == (503, 503, first.json())
+    assert (second.headers["retry-after"], second.headers["x-request-id"]) == ("7", "mine-1")
+    assert len(ask().headers["x-request-id"]) >= 32
+    assert (asked, counted) == (["/v1/predict"], ["/v1/predict"] * 2)
+    # Neither what is asked elsewhere, nor what only looks, nor anybody a moment later is refused unheard.
+    assert ask("/v1/batch").status_code == 200 and ask(method="GET").status_code == 503
+    answers.clear()
+    now += REPEAT_S
+    assert ask().status_code == 200 and len(asked) == 4
+
+
+@pytest.mark.parametrize("code", ["stopping", "engine_lost", "not_ready"])
+def test_other_refusals_are_not_repeated(code: str) -> None:
+    asked = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(code)
+        await error_response(503, code, "Not now.")(scope, receive, send)
+
+    client = TestClient(ProxyErrors(app))
+    assert [client.post("/v1/predict").json()["error"]["code"] for _ in range(2)] == asked == [code] * 2
