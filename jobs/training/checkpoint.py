@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from jobs.training.engine.backend import Engine, EngineName
 from padt.errors import UserError
 from pipelines.io.reading import is_local
@@ -34,22 +32,22 @@ class LoopState:
 
     Attributes:
         step: optimiser steps done.
-        batch: global batches done; the next one to read.
-        epoch: epoch of that batch.
-        plan: fingerprint of data, mixture, seed, batch size and world size (``Plan.fingerprint``).
+        epoch: epoch of the next global batch, which is that of the next step.
+        plan: fingerprint of data, mixture, seed and samples of a step (``Plan.fingerprint``).
         run_id: MLflow run, or None.
         samples: samples seen by all ranks.
         engine: back end that wrote weights and optimiser.
+        workers: ranks that it was written by.
         quarantined: why samples were left out, by their identity.
     """
 
     step: int
-    batch: int
     epoch: int
     plan: dict[str, Any]
     run_id: str | None
     samples: int
     engine: EngineName
+    workers: int
     quarantined: dict[str, str] = field(default_factory=dict)
 
 
@@ -58,9 +56,8 @@ def save(engine: Engine, state: LoopState, folder: Path, rank: int) -> None:
     engine.save(folder)
     if rank == 0:
         (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    listing = {"world_size": world_size, "files": files}
+    listing = {"world_size": state.workers, "files": files}
     (folder / _listing_of(rank)).write_text(json.dumps(listing), encoding="utf-8")
 
 
@@ -170,14 +167,14 @@ def read_state(folder: Path) -> LoopState:
 
 
 def check_plan(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuse to go on where the checkpoint's batch number would mean other batches.
+    """Refuse to go on where the checkpoint's steps would not have seen these samples.
 
     Raises:
         UserError: names the difference and what to do.
     """
     fixes = {
         "data": "the data sets or their mixture changed",
-        "world_size": "the number of workers changed",
+        "samples_per_step": "the samples of a step changed (batch_size x workers x gradient_accumulation_steps)",
         "batch_size": "batch_size changed",
         "seed": "the seed changed",
         "window": "data.window changed",
@@ -198,7 +195,7 @@ def load(engine: Engine, folder: Path) -> LoopState:
     """Restore weights and optimiser of one rank. All ranks must call this together."""
     state = read_state(folder)
     try:
-        engine.load(folder)
+        engine.load(folder, state.workers)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, AssertionError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

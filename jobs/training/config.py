@@ -25,6 +25,7 @@ NOT_SHAPING: Any = {
     **dict.fromkeys(("model", "output", "reader", "checkpoint", "tracking", "max_failures", "log_every"), True),
     **dict.fromkeys(("gpu", "gpu_gib", "cpus_per_worker", "threads_per_worker", "attn_implementation"), True),
     **dict.fromkeys(("gradient_checkpointing", "packing", "engine", "launcher"), True),
+    **dict.fromkeys(("workers", "batch_size", "gradient_accumulation_steps", "global_batch_size"), True),
     "data": {"eval_sets"},
     "loss": {"chunk_rows"},
 }
@@ -74,7 +75,12 @@ class RecomputeConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Attributes: every: optimiser steps between checkpoints (0 = none); keep: newest ones that stay."""
+    """Checkpoints of a run; its last step has one, too.
+
+    Attributes:
+        every: optimiser steps between them (0 = none at all).
+        keep: newest ones that stay.
+    """
 
     every: int = Field(default=100, ge=0)
     keep: int = Field(default=2, ge=1)
@@ -107,8 +113,11 @@ class TrainConfig(Section):
         max_pixels: largest area of resized pictures, in training and for the model that comes of it; the sets must be
             prepared with the same (`padt prepare --max-pixels`). None = as the model to start from has it.
         task: draws of prompts and answers; class names come from each set's manifest.
-        batch_size: samples of one worker in one forward pass; the most of them with ``data.batching``.
-        gradient_accumulation_steps: forward passes of one optimiser step.
+        batch_size: samples of one worker in one forward pass (a micro-batch); the most of them with ``data.batching``.
+        gradient_accumulation_steps: forward passes of each worker in one optimiser step.
+        global_batch_size: samples of one optimiser step on all workers together (the most of them with
+            ``data.batching``), in place of ``gradient_accumulation_steps``: a multiple of ``batch_size``. Each worker
+            takes its share of the micro-batches, however many workers there are; a run goes on with any number of them.
         steps, epochs: length of the run; give one of them.
         freeze: parts of the model (``vision``, ``language``, ``prototypes``, ``decoder``) or patterns of parameter
             names (``re.search``) that are not trained. The released recipe trains all; beside ``lora`` the vision tower
@@ -138,6 +147,7 @@ class TrainConfig(Section):
     reader: ReaderOptions = ReaderOptions()
     batch_size: int = Field(default=16, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    global_batch_size: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     seed: int = Field(default=42, ge=0)
@@ -171,6 +181,12 @@ class TrainConfig(Section):
             raise ValueError("lora trains adapters on the language model: take 'language' out of freeze, or leave lora")
         if set(PARTS) <= set(self.freeze):
             raise ValueError("freeze names all parts, so nothing is left to train: take one out")
+        if self.global_batch_size is not None and self.gradient_accumulation_steps > 1:
+            raise ValueError("global_batch_size settles gradient_accumulation_steps: give one of them")
+        if self.global_batch_size is not None and self.global_batch_size % self.batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is no multiple of batch_size {self.batch_size}: change one"
+            )
         if self.launcher == "local" and self.workers > 1:
             raise ValueError(
                 f"launcher=local trains in one process: set workers=1 (now {self.workers}), or launcher=ray"
@@ -192,16 +208,31 @@ class TrainConfig(Section):
     def _all_or_none(cls, value: Any) -> Any:
         return dict.fromkeys(RecomputeConfig.model_fields, value) if isinstance(value, bool) else value
 
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one optimiser step on all workers; the most of them with ``data.batching``."""
+        return self.global_batch_size or self.batch_size * self.gradient_accumulation_steps * self.workers
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one optimiser step on all workers."""
+        return self.samples_per_step // self.batch_size
+
     def shaping_options(self) -> dict[str, Any]:
         """Plain values of all options that shape the resulting weights.
 
         Left out are those that say where things lie, how they are logged or retried, and on what hardware it runs: an
-        interrupted run goes on elsewhere. What lies at ``model`` and at the sets' places counts by its content, which
+        interrupted run goes on elsewhere, on another number of workers too: what counts is the samples of a step, and
+        how they are cut where that shows. What lies at ``model`` and at the sets' places counts by its content, which
         ``jobs.training.run_identity`` adds.
         """
         tree = self.model_dump(mode="json", exclude=NOT_SHAPING)
         for each in tree["data"]["sets"]:
             del each["url"]
+        tree["global_batch_size"] = self.samples_per_step
+        dropout = self.lora is not None and self.lora.dropout > 0
+        if self.data.batching is not None or self.loss.average == "rank" or dropout:
+            tree["batch_size"] = self.batch_size
         return tree
 
 

@@ -69,7 +69,7 @@ class Session:
         self.rank = rank
         self.engine = engine
         self.processor = processor
-        self.world = job.plan.world_size
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.settings = job.config.loss
         self.step = 0
         self.samples = 0
@@ -109,7 +109,7 @@ class Session:
         wait = 0.0
         # A whole step's batches first: its losses are divided by the counts of all of them.
         read = iter(reader)
-        while batches := list(islice(read, config.gradient_accumulation_steps)):
+        while batches := list(islice(read, self.job.plan.turns(self.world))):
             counts = self._counts([batch for _, batch in batches], reader.quarantined)
             self._train_step(batches, counts, meter)
             self.samples += counts.samples
@@ -117,7 +117,9 @@ class Session:
             if self.step % config.log_every == 0 or self.step == total:
                 self._log(meter, reader.wait_seconds - wait)
                 meter, wait = Meter(), reader.wait_seconds
-            if config.checkpoint.every and self.step % config.checkpoint.every == 0 and self.step < total:
+            every = config.checkpoint.every
+            # The last step has one, too: an export that fails does not train again.
+            if every and (self.step % every == 0 or self.step == total):
                 self._checkpoint(report)
         reader.close()
 
@@ -144,8 +146,8 @@ class Session:
     def _train_step(self, batches: list[tuple[int, Batch]], counts: LossCounts, meter: Meter) -> None:
         loss = torch.zeros((), device=self.engine.device)
         for number, batch in batches:
-            # Dropout of adapters is drawn anew for each micro-batch, whatever ran before it on this rank.
-            torch.manual_seed(seed_of(self.job.config.seed, number, self.rank))
+            # Dropout of adapters is drawn from the micro-batch's place in the run, on whatever rank it is.
+            torch.manual_seed(seed_of(self.job.config.seed, *self.job.plan.place(number, self.rank, self.world)))
             output = self.engine.forward(
                 batch=batch.to(self.engine.device),
                 loss=self.settings,
@@ -209,7 +211,7 @@ class Session:
             "perf/samples_per_s": sums["samples"] / seconds,
             "perf/tokens_per_s": sums["tokens"] / seconds,
             "perf/data_wait_frac": sums["wait_share"] / world,
-            "perf/step_seconds": seconds * self.job.config.gradient_accumulation_steps / meter.batches,
+            "perf/step_seconds": seconds * self.job.plan.turns(self.world) / meter.batches,
         }
         if self._grad_norm is not None and math.isfinite(self._grad_norm):
             metrics["train/grad_norm"] = self._grad_norm
@@ -221,19 +223,18 @@ class Session:
 
     def _epochs_done(self) -> float:
         plan = self.job.plan
-        epoch, place = plan.locate(self.step * self.job.config.gradient_accumulation_steps)
+        epoch, place = plan.locate(self.step)
         return epoch + place / plan.batches_in(epoch)
 
     def _checkpoint(self, report: Callable[[Path, int], None]) -> None:
-        batch = self.step * self.job.config.gradient_accumulation_steps
         state = checkpoint.LoopState(
             step=self.step,
-            batch=batch,
-            epoch=self.job.plan.locate(batch)[0],
+            epoch=self.job.plan.locate(self.step)[0],
             plan=self.job.plan.fingerprint(),
             run_id=self.job.run_id,
             samples=self.samples,
             engine=self.engine.name,
+            workers=self.world,
             quarantined=self.quarantined,
         )
         try:

@@ -38,7 +38,7 @@ def facts_of_run(
         data={**before.data, **(sets or {})},
         training={
             "steps": steps,
-            "samples_per_step": config.batch_size * config.workers * config.gradient_accumulation_steps,
+            "samples_per_step": config.samples_per_step,
             "learning_rate": config.optimizer.lr,
             "precision": config.precision,
             "seed": config.seed,

@@ -143,7 +143,7 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
         config.data.sets,
         seed=config.seed,
         batch_size=config.batch_size,
-        world_size=config.workers,
+        micro_batches=config.micro_batches,
         policy=processor.policy,
         window=config.data.window,
         last=config.data.last,
@@ -164,19 +164,19 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
         total = config.steps
     else:
         assert config.epochs is not None  # the configuration holds one of the two
-        total = max(1, plan.batches_until(config.epochs) // config.gradient_accumulation_steps)
+        total = max(1, plan.batches_until(config.epochs))
     # The workers get the plan with its epochs counted, and need not do it again.
-    plan.locate(total * config.gradient_accumulation_steps)
+    plan.locate(total)
     warm = min(int(config.prototype_warmup.share * total), config.prototype_warmup.max_steps)
     return plan, total, warm
 
 
-def _samples_until(plan: Plan, batches: int) -> int:
-    """Samples of the first batches of a run."""
+def _samples_until(plan: Plan, steps: int) -> int:
+    """Samples of the first steps of a run."""
     if plan.batching is None:
-        return batches * plan.batch_size * plan.world_size
+        return steps * plan.samples_per_step
     view = plan.reader()
-    return sum(int(view.sizes(number).sum()) for number in range(batches))
+    return sum(int(view.sizes(number).sum()) for number in range(steps))
 
 
 def _finished(config: TrainConfig) -> TrainResult | None:
@@ -251,7 +251,7 @@ def _train(
         plan.samples_per_epoch,
         total,
         "up to " if plan.batching is not None else "",
-        config.batch_size * config.gradient_accumulation_steps * config.workers,
+        plan.samples_per_step,
         config.workers,
         "PyTorch" if config.engine == "torch" else f"ZeRO {config.zero_stage}",
         config.precision,
@@ -298,7 +298,7 @@ def _finish(
         run_id=run.run_id if run else None,
         seconds=time.monotonic() - begun,
         steps=total,
-        samples=_samples_until(plan, total * config.gradient_accumulation_steps),
+        samples=_samples_until(plan, total),
         timings={name: round(value, 2) for name, value in timings.items()},
         not_logged=not_logged,
     )

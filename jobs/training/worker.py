@@ -105,6 +105,7 @@ def train_rank(
     begun = time.monotonic()
     # Each machine fetches a model that lies elsewhere.
     job = replace(job, config=job.config.model_copy(update={"model": fetched(job.config.model)}))
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
     torch.set_num_threads(job.config.threads_per_worker)
     if not job.config.gpu and torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -113,11 +114,11 @@ def train_rank(
         if state is not None:
             checkpoint.check_plan(state.plan, job.plan.fingerprint())
         # Reading processes start while this one loads the model: both import for seconds.
-        reader = open_reader(job, rank, state.step if state is not None else 0)
+        reader = open_reader(job, rank, world_size, state.step if state is not None else 0)
         reader.start()
         try:
             model, processor = load_for_training(job.config, device)
-            engine = build_engine(model, job.config, device, job.config.gradient_accumulation_steps)
+            engine = build_engine(model, job.config, device, job.plan.turns(world_size))
             session = Session(job, rank, engine, processor)
             if folder is not None:
                 session.restore(Path(folder))
@@ -132,8 +133,8 @@ def train_rank(
     session.export()
 
 
-def open_reader(job: TrainJob, rank: int, step: int) -> TrainingReader:
-    """Reader of one rank's batches from optimiser step ``step`` on."""
+def open_reader(job: TrainJob, rank: int, world_size: int, step: int) -> TrainingReader:
+    """Reader of one rank's micro-batches from optimiser step ``step`` on."""
     config = job.config
 
     def notify(text: str) -> None:
@@ -147,13 +148,14 @@ def open_reader(job: TrainJob, rank: int, step: int) -> TrainingReader:
         rank,
         config.model,
         config.task,
-        start=step * config.gradient_accumulation_steps,
-        stop=job.total_steps * config.gradient_accumulation_steps,
+        world_size=world_size,
+        start=step,
+        stop=job.total_steps,
         options=replace(
             config.reader,
             ray=config.reader.ray and config.launcher != "local",
             # A step takes all of its batches at once.
-            prefetch=max(config.reader.prefetch, config.gradient_accumulation_steps),
+            prefetch=max(config.reader.prefetch, job.plan.turns(world_size)),
         ),
         notify=notify,
     )

@@ -1,4 +1,4 @@
-"""Batches of similar length under a budget: as many samples as fit, the same number of batches for all ranks.
+"""Micro-batches of similar length under a budget: as many samples as fit, the same number of them in all steps.
 
 A pure function of the lengths, ``(seed, epoch)`` and the budget, like ``pipelines.loader.shuffle``.
 """
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from padt.errors import UserError, check_range
-from pipelines.loader.shuffle import LastBatch, epoch_batches, epoch_order, rank_part, stream
+from pipelines.loader.shuffle import LastBatch, batch_part, epoch_batches, epoch_order, stream
 
 
 @dataclass(frozen=True)
 class Batching:
-    """The budget of one rank's batch; None = no limit.
+    """The budget of a micro-batch; None = no limit.
 
     Attributes:
         max_tokens: positions of the padded batch: samples times the longest of them, image placeholders included.
@@ -43,32 +43,32 @@ class Batching:
 
 @dataclass(frozen=True)
 class EpochBatches:
-    """Batches of an epoch for all ranks.
+    """Global batches of an epoch, each in several parts: its micro-batches.
 
     Attributes:
         order: samples, batch after batch.
-        edges: where each rank's batch begins in ``order``, ``(batches * world_size + 1,)``.
+        edges: where each part begins in ``order``, ``(batches * parts + 1,)``.
         turn: number of the global batch that comes at each place of the epoch, ``(batches,)``.
-        world_size: number of ranks.
+        parts: of a global batch.
     """
 
     order: np.ndarray
     edges: np.ndarray
     turn: np.ndarray
-    world_size: int
+    parts: int
 
     def __len__(self) -> int:
         return len(self.turn)
 
-    def part(self, place: int, rank: int) -> np.ndarray:
-        """Samples of one rank in the global batch at a place of the epoch, ``(samples of the rank,)``."""
-        number = int(self.turn[place]) * self.world_size + rank
+    def part(self, place: int, part: int) -> np.ndarray:
+        """Samples of one part of the global batch at a place of the epoch, ``(samples of the part,)``."""
+        number = int(self.turn[place]) * self.parts + part
         return self.order[self.edges[number] : self.edges[number + 1]]
 
     def sizes(self, place: int) -> np.ndarray:
-        """Samples of each rank in the global batch at a place of the epoch, ``(world_size,)``."""
-        first = int(self.turn[place]) * self.world_size
-        return np.diff(self.edges[first : first + self.world_size + 1])
+        """Samples of each part of the global batch at a place of the epoch, ``(parts,)``."""
+        first = int(self.turn[place]) * self.parts
+        return np.diff(self.edges[first : first + self.parts + 1])
 
 
 def budget_batches(
@@ -77,7 +77,7 @@ def budget_batches(
     batching: Batching,
     *,
     max_samples: int,
-    world_size: int,
+    parts: int,
     seed: int,
     epoch: int,
     window: int = 32,
@@ -85,42 +85,42 @@ def budget_batches(
 ) -> EpochBatches:
     """Cut an epoch into batches under a budget; every sample that is given comes once.
 
-    The epoch's permutation is cut into windows of ``window * max_samples * world_size`` samples; inside a window they
-    are sorted by length and cut greedily, so a batch has little padding, and the ranks of a global batch have
-    neighbours in length. Then the global batches are shuffled. Where the number of batches is not a multiple of the
-    ranks, the largest are halved. Only where all hold a single sample are some repeated (``fill``) or left out
+    The epoch's permutation is cut into windows of ``window * max_samples * parts`` samples; inside a window they
+    are sorted by length and cut greedily, so a part has little padding, and those of a global batch are neighbours in
+    length. Then the global batches are shuffled. Where the number of parts is not a multiple of a global batch's, the
+    largest are halved. Only where all hold a single sample are some repeated (``fill``) or left out
     (``drop``).
 
     Args:
         tokens: positions of each sample, image placeholders included, ``(count,)``.
         patches: patches of each sample, ``(count,)``.
-        batching: the budget of one rank; all samples must fit.
-        max_samples: most samples of one rank in a batch.
-        world_size: number of ranks.
+        batching: the budget of one part; all samples must fit.
+        max_samples: most samples of one part.
+        parts: micro-batches of a global batch.
         seed: the run's seed.
         epoch: number of the epoch, from 0.
         window: how far samples are sorted; 1 = the samples of one global batch.
         last: what becomes of single samples that do not go round.
     """
     order = epoch_order(len(tokens), seed, epoch)
-    span = window * max_samples * world_size
+    span = window * max_samples * parts
     for number, start in enumerate(range(0, len(order), span)):
         part = order[start : start + span]
         # Windows go up and down in turn, so that batches across their border are of similar length too.
         by_length = part[np.lexsort((patches[part], tokens[part]))]
         order[start : start + span] = by_length if number % 2 == 0 else by_length[::-1]
     cut = _cut(tokens[order].tolist(), patches[order].tolist(), batching, max_samples)
-    sizes = _halved(np.array(cut, dtype=np.int64), world_size)
-    missing = -len(sizes) % world_size
+    sizes = _halved(np.array(cut, dtype=np.int64), parts)
+    missing = -len(sizes) % parts
     if missing and last == "fill":
         order = np.concatenate([order, np.resize(order, missing)])
         sizes = np.concatenate([sizes, np.ones(missing, dtype=np.int64)])
     elif missing:
-        sizes = sizes[: len(sizes) // world_size * world_size]
+        sizes = sizes[: len(sizes) // parts * parts]
         order = order[: sizes.sum()]
-    count = len(sizes) // world_size
+    count = len(sizes) // parts
     edges = np.concatenate([[0], np.cumsum(sizes)])
-    return EpochBatches(order, edges, stream("batches", seed, epoch).permutation(count), world_size)
+    return EpochBatches(order, edges, stream("batches", seed, epoch).permutation(count), parts)
 
 
 def _cut(tokens: list[int], patches: list[int], batching: Batching, max_samples: int) -> list[int]:
@@ -139,9 +139,9 @@ def _cut(tokens: list[int], patches: list[int], batching: Batching, max_samples:
     return [*sizes, count] if count else sizes
 
 
-def _halved(sizes: np.ndarray, world_size: int) -> np.ndarray:
-    """Halve the largest batches until their number is a multiple of the ranks, or nothing is left to halve."""
-    while len(sizes) % world_size and sizes.max(initial=0) > 1:
+def _halved(sizes: np.ndarray, parts: int) -> np.ndarray:
+    """Halve the largest until their number is a multiple of ``parts``, or nothing is left to halve."""
+    while len(sizes) % parts and sizes.max(initial=0) > 1:
         largest = int(np.argmax(sizes))
         half = int(sizes[largest]) // 2
         sizes = np.insert(sizes, largest, half)
@@ -152,18 +152,18 @@ def _halved(sizes: np.ndarray, world_size: int) -> np.ndarray:
 def fixed_batches(
     sizes: np.ndarray,
     batch_size: int,
-    world_size: int,
+    parts: int,
     seed: int,
     epoch: int,
     *,
     window: int = 32,
     last: LastBatch = "fill",
 ) -> EpochBatches:
-    """Batches of ``batch_size`` samples for each rank: ``pipelines.loader.shuffle.epoch_batches``, cut into parts.
+    """Global batches of parts of ``batch_size`` samples: ``pipelines.loader.shuffle.epoch_batches``, cut.
 
     ``sizes`` is ``(samples,)``.
     """
-    table = epoch_batches(sizes, batch_size * world_size, seed, epoch, window=window, last=last)
-    parts = [rank_part(batch, rank, world_size) for batch in table for rank in range(world_size)]
-    order = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    return EpochBatches(order, np.arange(len(parts) + 1) * batch_size, np.arange(len(table)), world_size)
+    table = epoch_batches(sizes, batch_size * parts, seed, epoch, window=window, last=last)
+    cut = [batch_part(batch, part, parts) for batch in table for part in range(parts)]
+    order = np.concatenate(cut) if cut else np.zeros(0, np.int64)
+    return EpochBatches(order, np.arange(len(cut) + 1) * batch_size, np.arange(len(table)), parts)

@@ -1,6 +1,8 @@
-"""The plan of a run: which samples come in which batch on which rank, as a pure function of its fields.
+"""The plan of a run: which samples come in which optimiser step, as a pure function of its fields.
 
-Whoever knows the plan and the number of a batch knows the samples in it: there is no other state to save.
+A global batch is what one optimiser step learns from. It is cut into micro-batches, which the ranks share out among
+them: the samples of a step, and those of each micro-batch, are the same on any number of ranks. Whoever knows the plan
+and the number of a step knows its samples: there is no other state to save.
 """
 
 from collections.abc import Sequence
@@ -25,15 +27,15 @@ from pipelines.loader.shuffle import LastBatch, batch_count, uniform
 class Plan:
     """Which samples come in which batch of a run.
 
-    Batches are numbered through the whole run, epoch after epoch; see ``locate``.
+    Global batches are numbered through the whole run, epoch after epoch (see ``locate``), as its optimiser steps are.
 
     Attributes:
         mixture: sets and tasks.
         seed: the run's seed.
-        batch_size: samples of one rank in one batch; with ``batching`` the most of them.
-        world_size: number of ranks.
+        batch_size: samples of one micro-batch; with ``batching`` the most of them.
+        micro_batches: of a global batch.
         window, last: see ``pipelines.loader.shuffle.epoch_batches``.
-        batching: budget of a batch of samples of similar length, or None for batches of ``batch_size`` samples.
+        batching: budget of a micro-batch of samples of similar length, or None for ``batch_size`` samples in each.
         lengths: of each set's samples, where there is a budget.
         augment: views that are drawn of pictures.
         pools: sentences of each set to ask where they do not belong, where its mixture asks for that.
@@ -42,7 +44,7 @@ class Plan:
     mixture: Mixture
     seed: int
     batch_size: int
-    world_size: int
+    micro_batches: int
     window: int = 32
     last: LastBatch = "fill"
     batching: Batching | None = None
@@ -64,6 +66,24 @@ class Plan:
     def batches_per_epoch(self) -> int:
         """Global batches in the first epoch; with a budget other epochs may have a few more or less."""
         return self.batches_in(0)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a global batch; with a budget the most of them."""
+        return self.batch_size * self.micro_batches
+
+    def turns(self, world_size: int) -> int:
+        """Micro-batches of a global batch that each of so many ranks takes, one after the other."""
+        return -(-self.micro_batches // world_size)
+
+    def place(self, number: int, rank: int, world_size: int) -> tuple[int, int]:
+        """Where a rank's ``number``-th micro-batch of the run stands: global batch, and micro-batch in it.
+
+        In each turn the ranks take neighbours, which are of like length. Where it does not come out even, the last turn
+        leaves some ranks with a micro-batch beyond the last one, which is empty.
+        """
+        batch, turn = divmod(number, self.turns(world_size))
+        return batch, turn * world_size + rank
 
     def samples(self, epoch: int) -> Samples:
         """Samples that an epoch visits: those of the mixture that fit into a batch."""
@@ -117,7 +137,7 @@ class Plan:
         if self.batching is None:
             sizes = _grid_order(samples, self.mixture.indices)
             return samples, fixed_batches(
-                sizes, self.batch_size, self.world_size, self.seed, epoch, window=self.window, last=self.last
+                sizes, self.batch_size, self.micro_batches, self.seed, epoch, window=self.window, last=self.last
             )
         tokens, patches = self.sizes(samples)
         return samples, budget_batches(
@@ -125,7 +145,7 @@ class Plan:
             patches,
             self.batching,
             max_samples=self.batch_size,
-            world_size=self.world_size,
+            parts=self.micro_batches,
             seed=self.seed,
             epoch=epoch,
             window=self.window,
@@ -135,7 +155,7 @@ class Plan:
     def batches_in(self, epoch: int) -> int:
         """Global batches of an epoch."""
         if self.batching is None:
-            return batch_count(self.samples_per_epoch, self.batch_size * self.world_size, self.last)
+            return batch_count(self.samples_per_epoch, self.samples_per_step, self.last)
         if epoch not in self._counts:
             self._counts[epoch] = len(self.epoch(epoch)[1])
         return self._counts[epoch]
@@ -165,18 +185,18 @@ class Plan:
         return PlanReader(self)
 
     def fingerprint(self) -> dict[str, object]:
-        """What must be equal for a checkpoint's batch number to mean the same batches."""
+        """What must be equal for a checkpoint's step to have seen the same samples."""
         plain = {
             "data": self.mixture.fingerprint(),
             "seed": self.seed,
-            "batch_size": self.batch_size,
-            "world_size": self.world_size,
+            "samples_per_step": self.samples_per_step,
             "window": self.window,
             "last": self.last,
         }
         # Only where they are used: checkpoints from before there were any go on.
         if self.batching is not None:
             plain["batching"] = asdict(self.batching)
+            plain["batch_size"] = self.batch_size
             plain["lengths"] = [lengths.digest() for lengths in self.lengths]
         if self.augment is not None:
             plain["augment"] = {name: str(value) for name, value in asdict(self.augment).items()}
@@ -190,14 +210,16 @@ class PlanReader:
         self.plan = plan
         self._epochs: dict[int, tuple[Samples, EpochBatches]] = {}
 
-    def batch(self, number: int, rank: int) -> tuple[int, list[SampleRef]]:
-        """Epoch and samples of one rank in global batch ``number``."""
+    def batch(self, number: int, part: int) -> tuple[int, list[SampleRef]]:
+        """Epoch and samples of one micro-batch of global batch ``number``; none beyond its last one."""
         epoch, place = self.plan.locate(number)
+        if part >= self.plan.micro_batches:
+            return epoch, []
         samples, batches = self._epoch(epoch)
-        return epoch, [self.plan.mixture.ref(samples, int(i)) for i in batches.part(place, rank)]
+        return epoch, [self.plan.mixture.ref(samples, int(i)) for i in batches.part(place, part)]
 
     def sizes(self, number: int) -> np.ndarray:
-        """Samples of each rank in global batch ``number``, ``(world_size,)``."""
+        """Samples of each micro-batch of global batch ``number``, ``(micro_batches,)``."""
         epoch, place = self.plan.locate(number)
         return self._epoch(epoch)[1].sizes(place)
 
@@ -225,7 +247,7 @@ def make_plan(
     *,
     seed: int,
     batch_size: int,
-    world_size: int,
+    micro_batches: int,
     policy: ResizePolicy,
     window: int = 32,
     last: LastBatch = "fill",
@@ -239,12 +261,12 @@ def make_plan(
     Args:
         specs: the mixture.
         seed: seed of order and draws.
-        batch_size: samples of one rank in one batch; with ``batching`` the most of them.
-        world_size: number of ranks.
+        batch_size: samples of one micro-batch; with ``batching`` the most of them.
+        micro_batches: of a global batch.
         policy: resize policy of the model's processor.
-        window: batches sorted by size together.
+        window: global batches sorted by size together.
         last: what becomes of the last incomplete batch.
-        batching: budget of a batch, in place of a fixed number of samples.
+        batching: budget of a micro-batch, in place of a fixed number of samples.
         augment: views that are drawn of pictures.
         measure: the model's processor; needed by ``batching``.
         task: draws of prompts and answers, which the lengths of samples depend on.
@@ -278,7 +300,7 @@ def make_plan(
         mixture=Mixture(tuple(specs), indices, seed),
         seed=seed,
         batch_size=batch_size,
-        world_size=world_size,
+        micro_batches=micro_batches,
         window=window,
         last=last,
         batching=batching,
@@ -305,7 +327,7 @@ def _check_plan(plan: Plan) -> None:
     if plan.batches_per_epoch == 0:
         raise UserError(
             f"An epoch has {plan.samples_per_epoch} samples, fewer than one global batch of "
-            f"{plan.batch_size * plan.world_size}: lower batch_size, or set data.last=fill."
+            f"{plan.samples_per_step}: lower batch_size, or set data.last=fill."
         )
 
 

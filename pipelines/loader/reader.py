@@ -1,7 +1,7 @@
-"""Training reader: from a plan to collated batches of one rank.
+"""Training reader: from a plan to collated micro-batches of one rank.
 
 The pure core, ``SampleSource``, reads one row, renders and encodes it. The Ray edge runs that core in reading
-processes: Ray Data carries batch numbers in and encoded samples (bytes) out, in order, ahead of the consumer.
+processes: Ray Data carries their numbers in and encoded samples (bytes) out, in order, ahead of the consumer.
 """
 
 import logging
@@ -67,25 +67,30 @@ class ReaderOptions:
 class EncodeBatches:
     """Ray Data map: a block of batch numbers becomes a block of encoded samples. One instance a reading process."""
 
-    def __init__(self, plan: Plan, processor_path: str, task: TaskOptions, rank: int, cache_bytes: int) -> None:
+    def __init__(
+        self, plan: Plan, processor_path: str, task: TaskOptions, rank: int, world_size: int, cache_bytes: int
+    ) -> None:
         import ray
 
         plan = ray.get(plan) if isinstance(plan, ray.ObjectRef) else plan
         processor = _processor(processor_path, plan)
+        self._plan: Plan = plan
         self._source = SampleSource(plan, processor, task, cache_bytes)
         self._padding = processor.pad_token_id
-        self._rank = rank
+        self._rank, self._world_size = rank, world_size
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
         """Batch numbers ``item``, ``(batches,)`` -> one row of ``_BLOCK`` for each sample of the batches."""
         rows: list[tuple[int, int, bytes, str | None, str | None]] = []
         for number in block["item"].tolist():
             try:
-                batch, bad = self._source.readable(number, self._rank)
+                batch, bad = self._source.readable(*self._plan.place(number, self._rank, self._world_size))
             except UserError as error:
                 # As data, not as an exception: Ray Data would retry it, and hand on no more than its text.
                 rows.append((number, self._padding, b"", None, str(error)))
                 break
+            # An empty one is a row, too: it is counted.
+            bad = bad if batch or bad else {"": ""}
             rows.extend((number, self._padding, sample.to_bytes(), None, None) for sample in batch)
             rows.extend((number, self._padding, b"", name, reason) for name, reason in bad.items())
         columns = [list(column) for column in zip(*rows, strict=True)]
@@ -121,21 +126,21 @@ def _processor(path: str, plan: Plan) -> "PaDTProcessor":
 
 
 def _placeholder(padding: int) -> EncodedSample:
-    """In place of a batch that lost all of its samples: it has no key and no answer, and counts for nothing."""
+    """In place of a batch without samples: it has no key and no answer, and counts for nothing."""
     nothing = np.zeros(1, bool)
     return EncodedSample("", "", np.array([padding], np.int64), nothing, nothing, NO_PIXELS, (), ())
 
 
 class TrainingReader:
-    """Iterates the collated batches of one rank, from any global batch on.
+    """Iterates the collated micro-batches of one rank, from any global batch on.
 
     A thread fetches and collates ahead. ``wait_seconds`` is the time the consumer stood waiting, ``quarantined`` why
-    samples of the batches so far were left out, by their identity. A batch that lost all of its samples has one without
-    key and answer.
+    samples of the batches so far were left out, by their identity. A batch that has no sample, or lost all of them, has
+    one without key and answer.
 
     Args:
         plan: order of the run.
-        rank: whose part of each batch.
+        rank, world_size: whose share of each global batch: ``Plan.turns`` micro-batches.
         processor_path: model folder that holds the processor.
         task: options of the draws.
         start, stop: first global batch, and the one after the last.
@@ -150,6 +155,7 @@ class TrainingReader:
         processor_path: str,
         task: TaskOptions,
         *,
+        world_size: int = 1,
         start: int,
         stop: int,
         options: ReaderOptions | None = None,
@@ -157,11 +163,10 @@ class TrainingReader:
     ) -> None:
         self._plan = plan
         self._notify = notify
-        self._rank = rank
+        self._rank, self._world_size = rank, world_size
         self._path = processor_path
         self._task = task
-        self._first = start
-        self._stop = stop
+        self._first, self._stop = (step * plan.turns(world_size) for step in (start, stop))
         self._options = options or ReaderOptions()
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=self._options.prefetch)
         self._closed = threading.Event()
@@ -178,7 +183,7 @@ class TrainingReader:
             self._thread.start()
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """Yield ``(global batch number, Batch)`` in order, once.
+        """Yield ``(number, Batch)`` in order, once: micro-batches of the rank as ``Plan.place`` numbers them.
 
         Raises:
             UserError: a shard cannot be read, or more samples than ``ReaderOptions.quarantine`` cannot be trained on.
@@ -257,7 +262,8 @@ class TrainingReader:
     def _in_process(self, opened: tuple[SampleSource, int]) -> Iterator[_Uncollated]:
         source, padding = opened
         for number in range(self._first, self._stop):
-            yield _Uncollated(number, padding, *source.readable(number, self._rank))
+            place = self._plan.place(number, self._rank, self._world_size)
+            yield _Uncollated(number, padding, *source.readable(*place))
 
     def _with_ray(self) -> Iterator[_Uncollated]:
         import ray
@@ -286,7 +292,7 @@ class TrainingReader:
                 # Views into the block's shared memory, not copies.
                 whole = [i for i in range(first, last) if bad[i] is None]
                 samples = [EncodedSample.from_bytes(column[i].as_buffer()) for i in whole]
-                left_out = {bad[i]: reasons[i] for i in range(first, last) if bad[i] is not None}
+                left_out = {bad[i]: reasons[i] for i in range(first, last) if bad[i]}
                 yield _Uncollated(int(numbers[first]), block["padding"][first].as_py(), samples, left_out)
 
     def _dataset(self, plan: Any, start: int, stop: int) -> Any:
@@ -305,7 +311,7 @@ class TrainingReader:
         )
         return dataset.map_batches(
             EncodeBatches,
-            fn_constructor_args=(plan, self._path, self._task, self._rank, options.cache_bytes),
+            fn_constructor_args=(plan, self._path, self._task, self._rank, self._world_size, options.cache_bytes),
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=options.processes),
             num_cpus=1,

@@ -146,18 +146,18 @@ class SampleSource:
             Drawer(plan, number, replace(task, class_names=index.class_names)) for number, index in enumerate(indices)
         ]
 
-    def batch(self, number: int, rank: int) -> list[Any]:
-        """Encoded samples of one rank in global batch ``number``.
+    def batch(self, number: int, part: int) -> list[Any]:
+        """Encoded samples of one micro-batch of global batch ``number``.
 
         Raises:
             UserError: a row cannot be read or encoded; names its key and shard.
         """
-        epoch, refs = self._view.batch(number, rank)
+        epoch, refs = self._view.batch(number, part)
         return [self.sample(ref, epoch) for ref in refs]
 
-    def readable(self, number: int, rank: int) -> tuple[list[Any], dict[str, str]]:
+    def readable(self, number: int, part: int) -> tuple[list[Any], dict[str, str]]:
         """As ``batch``, without the samples that cannot be read or encoded; and the reason for each of these."""
-        epoch, refs = self._view.batch(number, rank)
+        epoch, refs = self._view.batch(number, part)
         samples: list[Any] = []
         bad: dict[str, str] = {}
         for ref in refs:

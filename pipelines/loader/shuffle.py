@@ -51,7 +51,7 @@ def epoch_batches(
 
     Args:
         sizes: sort key of each sample of the epoch (patch grid), ``(count,)``.
-        global_batch: samples of all ranks in one step.
+        global_batch: samples of one step.
         seed: the run's seed.
         epoch: number of the epoch, from 0.
         window: batches sorted together; 1 = no sorting.
@@ -74,6 +74,6 @@ def epoch_batches(
     return table[stream("batches", seed, epoch).permutation(batches)]
 
 
-def rank_part(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """One rank's samples of a global batch ``(n,)``: every ``world_size``-th, so that ranks get like sizes of image."""
-    return batch[rank::world_size]
+def batch_part(batch: np.ndarray, part: int, parts: int) -> np.ndarray:
+    """One of ``parts`` parts of a global batch ``(n,)``: every ``parts``-th, so that all have images of like size."""
+    return batch[part::parts]

@@ -136,7 +136,7 @@ def main() -> None:
             "toy (112x112 to 140x112)": write_set(root / "toy", [scene_row(i) for i in range(96)], shard_rows=96),
             "640x480, 7 objects": write_set(root / "photos", [photo_row(i) for i in range(48)], shard_rows=48),
         }
-        options = {"seed": 0, "batch_size": 16, "world_size": 1, "policy": ResizePolicy()}
+        options = {"seed": 0, "batch_size": 16, "micro_batches": 1, "policy": ResizePolicy()}
         plans = {name: make_plan([SetSpec(url)], **options) for name, url in urls.items()}
         print("samples a second of one core          wall clock   processor time")
         for name, url in urls.items():

@@ -61,8 +61,12 @@ class Engine(Protocol):
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights and optimiser."""
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, workers: int) -> None:
         """Restore what ``save`` wrote of all ranks.
+
+        Args:
+            folder: of the whole checkpoint.
+            workers: number of ranks that wrote it, which may be another than now.
 
         Raises:
             UserError: something of it is missing.

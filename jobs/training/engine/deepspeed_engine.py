@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from jobs.training.config import TrainConfig
 from jobs.training.engine.backend import EngineName, StepOutcome
+from jobs.training.engine.universal import universal
 from jobs.training.optimizer import make_adamw, parameter_groups, set_learning_rate
 from padt.errors import UserError
 
@@ -121,8 +123,20 @@ class DeepSpeedEngine:
         frozen = self._has_frozen()
         self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=frozen)
 
-    def load(self, folder: Path) -> None:
-        """See ``Engine``."""
+    def load(self, folder: Path, workers: int) -> None:
+        """See ``Engine``; shares of another number of ranks are converted first."""
+        if self._engine.zero_optimization_stage() == 0 or workers == dist.get_world_size():
+            self._load(folder)
+            return
+        options = self._engine._config
+        with universal(folder, TAG) as converted:
+            options.load_universal_checkpoint = True
+            try:
+                self._load(converted)
+            finally:
+                options.load_universal_checkpoint = False
+
+    def _load(self, folder: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._has_frozen())
         if path is None:
             raise UserError(f"The checkpoint {folder} lacks DeepSpeed's files: remove it to go on from the one before.")

@@ -90,8 +90,8 @@ class TorchEngine:
         torch.save({"weights": weights, "optimizer": self.optimizer.state_dict()}, folder / FILE)
 
     @torch.no_grad()
-    def load(self, folder: Path) -> None:
-        """See ``Engine``; on any number of ranks."""
+    def load(self, folder: Path, workers: int) -> None:
+        """See ``Engine``; every rank reads the same."""
         values = torch.load(folder / FILE, map_location=self.device, weights_only=True)
         names = {parameter: name for name, parameter in self.module.named_parameters()}
         for parameter, master in self._masters.items():

@@ -104,6 +104,8 @@ def test_resolved_yaml_reads_back(tmp_path):
         "attn_implementation=sdpa",
         "gradient_checkpointing=true",
         "packing=true",
+        "engine=torch",
+        "launcher=ray",
         "loss.chunk_rows=64",
         "checkpoint.every=7",
         "tracking.run_name=again",
@@ -123,6 +125,39 @@ def test_a_run_goes_on_with_other_places_devices_and_logs(change):
 )
 def test_what_shapes_the_weights_makes_another_run(change):
     assert build(change).shaping_options() != build().shaping_options()
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        ["workers=4", "batch_size=2"],
+        ["workers=2", "batch_size=2", "gradient_accumulation_steps=2"],
+        ["batch_size=2", "gradient_accumulation_steps=4"],
+        ["workers=3", "batch_size=2", "global_batch_size=8"],
+        ["batch_size=8"],
+    ],
+    ids=" ".join,
+)
+def test_the_same_samples_a_step_are_the_same_run_on_any_number_of_workers(cut):
+    whole = build("workers=8", "batch_size=1")
+    assert build(*cut).shaping_options() == whole.shaping_options() and build(*cut).samples_per_step == 8
+    # Where it shows how they are cut, only the workers may change.
+    for kind in ("data.batching.max_tokens=900", "loss.average=rank", "lora.dropout=0.1"):
+        assert build(*cut, kind).shaping_options() != build("workers=8", "batch_size=1", kind).shaping_options()
+        other = build("workers=2", "batch_size=1", "gradient_accumulation_steps=4", kind)
+        assert other.shaping_options() == build("workers=8", "batch_size=1", kind).shaping_options()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["global_batch_size=6", "batch_size=4"], "global_batch_size 6 is no multiple of batch_size 4"),
+        (["global_batch_size=8", "batch_size=4", "gradient_accumulation_steps=2"], "give one of them"),
+    ],
+)
+def test_a_global_batch_that_cannot_be_cut_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        build(*changes)
 
 
 def test_missing_files_list_the_packaged_ones(tmp_path):

@@ -60,7 +60,7 @@ def session_of(world, engine, *overrides):
     config = build_config(TrainConfig, tree, overrides)
     records = []
     job = TrainJob(config, prepare_job(config)[0], STEPS, warm_steps=0, send=records.append)
-    return Session(job, 0, engine, None), open_reader(job, 0, 0), records
+    return Session(job, 0, engine, None), open_reader(job, 0, 1, 0), records
 
 
 def test_an_infinite_gradient_never_reaches_the_weights_or_a_checkpoint(world):

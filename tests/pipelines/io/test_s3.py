@@ -78,7 +78,7 @@ def test_it_is_read_for_training(object_store, raw, tmp_path):
     read = []
     for url in (f"{place}/set", str(tmp_path / "local")):
         spec = SetSpec(url, {"detect": 1.0})
-        plan = make_plan([spec], seed=1, batch_size=3, world_size=1, policy=ResizePolicy())
+        plan = make_plan([spec], seed=1, batch_size=3, micro_batches=1, policy=ResizePolicy())
         reader = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=2, options=ReaderOptions(ray=False))
         read.append([(batch.keys, float(batch.pixels.sum())) for _, batch in reader])
     assert read[0] == read[1] and len(read[0]) == 2

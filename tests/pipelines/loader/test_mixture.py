@@ -17,8 +17,10 @@ def mini(tmp_path_factory):
     return write_mini_set(tmp_path_factory.mktemp("sets") / "mini", 12)
 
 
-def plan_of(*specs, batch_size=4, world_size=1, **options):
-    return make_plan(specs, seed=5, batch_size=batch_size, world_size=world_size, policy=ResizePolicy(), **options)
+def plan_of(*specs, batch_size=4, micro_batches=1, **options):
+    return make_plan(
+        specs, seed=5, batch_size=batch_size, micro_batches=micro_batches, policy=ResizePolicy(), **options
+    )
 
 
 def identities(plan, epoch=0):
@@ -28,7 +30,7 @@ def identities(plan, epoch=0):
     return [
         ref.identity
         for number in range(first, first + plan.batches_per_epoch)
-        for rank in range(plan.world_size)
+        for rank in range(plan.micro_batches)
         for ref in view.batch(number, rank)[1]
     ]
 
@@ -57,20 +59,20 @@ def test_references_to_invisible_objects_are_not_trained(tmp_path):
     assert index.objects_with_patches[0] == len(row["objects"]) - 1
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_an_epoch_visits_each_sample_once(mini, world_size):
-    plan = plan_of(SetSpec(mini), world_size=world_size, last="fill")
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_an_epoch_visits_each_sample_once(mini, micro_batches):
+    plan = plan_of(SetSpec(mini), micro_batches=micro_batches, last="fill")
     seen = identities(plan)
     assert len(set(seen)) == plan.samples_per_epoch
     # The last batch is completed from the epoch's start.
-    assert len(seen) == plan.batches_per_epoch * 4 * world_size
+    assert len(seen) == plan.batches_per_epoch * 4 * micro_batches
     index = load_index(mini)
     assert plan.samples_per_epoch == sum(len(index.items(task)[0]) for task in GROUNDED_TASKS)
 
 
 def test_one_and_two_ranks_see_the_same_global_batches(mini):
     # Training on more workers with the same global batch must be the same training.
-    one, two = plan_of(SetSpec(mini), batch_size=4), plan_of(SetSpec(mini), batch_size=2, world_size=2)
+    one, two = plan_of(SetSpec(mini), batch_size=4), plan_of(SetSpec(mini), batch_size=2, micro_batches=2)
     for number in range(one.batches_per_epoch):
         whole = {ref.identity for ref in one.reader().batch(number, 0)[1]}
         parts = [ref.identity for rank in range(2) for ref in two.reader().batch(number, rank)[1]]
@@ -126,7 +128,7 @@ def test_bad_sets_are_refused(mini, tmp_path):
         (tmp_path / "empty").mkdir()
         plan_of(SetSpec(str(tmp_path / "empty")))
     with pytest.raises(UserError, match="--max-pixels 4000"):
-        make_plan([SetSpec(mini)], seed=0, batch_size=1, world_size=1, policy=ResizePolicy(max_pixels=4000))
+        make_plan([SetSpec(mini)], seed=0, batch_size=1, micro_batches=1, policy=ResizePolicy(max_pixels=4000))
     with pytest.raises(UserError, match="no captions"):
         bare = write_mini_set(tmp_path / "bare", 2, texts=False)
         plan_of(SetSpec(bare, {"caption": 1.0}))

@@ -51,7 +51,7 @@ def mixed(sets):
 
 
 def plan_of(specs, processor, **options):
-    chosen = {"batch_size": 16, "world_size": 2, "batching": BUDGET, "measure": processor, **options}
+    chosen = {"batch_size": 16, "micro_batches": 2, "batching": BUDGET, "measure": processor, **options}
     return make_plan(specs, seed=7, policy=ResizePolicy(), **chosen)
 
 
@@ -62,7 +62,7 @@ def test_no_batch_exceeds_the_budget(sets, processor, rule):
     plan = plan_of(mixed(sets), processor, augment=VIEWS, task=options)
     source, view = SampleSource(plan, processor, options), plan.reader()
     for number in range(plan.batches_per_epoch):
-        for rank in range(plan.world_size):
+        for rank in range(plan.micro_batches):
             samples = source.batch(number, rank)
             assert len(samples) == len(view.batch(number, rank)[1])
             assert len(samples) * max(sample.num_tokens for sample in samples) <= BUDGET.max_tokens
@@ -93,7 +93,9 @@ def test_a_run_with_everything_goes_on_with_the_very_next_batches(sets, model, p
         fresh = plan_of(mixed(sets), processor, augment=VIEWS)
         assert fresh.fingerprint() == plan.fingerprint()
         options = ReaderOptions(ray=False)
-        return list(TrainingReader(fresh, 1, model, TaskOptions(), start=start, stop=stop, options=options))
+        return list(
+            TrainingReader(fresh, 1, model, TaskOptions(), world_size=2, start=start, stop=stop, options=options)
+        )
 
     whole = read(0)
     for start in (3, plan.batches_per_epoch - 1, plan.batches_per_epoch + 1):
@@ -101,6 +103,40 @@ def test_a_run_with_everything_goes_on_with_the_very_next_batches(sets, model, p
             assert number == other_number and batch.keys == other.keys
             assert np.array_equal(batch.input_ids, other.input_ids) and np.array_equal(batch.pixels, other.pixels)
             assert np.array_equal(batch.objects.boxes, other.objects.boxes)
+
+
+@pytest.mark.parametrize("batching", [None, Batching(max_tokens=600)])
+def test_any_number_of_ranks_sees_the_same_samples_in_the_same_steps(sets, processor, batching):
+    # "8 GPUs" and "4 GPUs, accumulation 2" were never the same run.
+    plan = plan_of(mixed(sets), processor, batch_size=2, micro_batches=8, batching=batching)
+    view, steps = plan.reader(), plan.batches_per_epoch + 2
+    assert plan.batches_per_epoch > 2
+
+    def seen(world_size):
+        """Micro-batches of each step, as identities with their epoch, in the order of their places."""
+        found = {}
+        for rank in range(world_size):
+            for number in range(steps * plan.turns(world_size)):
+                step, part = plan.place(number, rank, world_size)
+                epoch, refs = view.batch(step, part)
+                assert bool(refs) == (part < 8)
+                if refs:
+                    found[step, part] = [(epoch, ref.identity) for ref in refs]
+        return found
+
+    whole = seen(1)
+    assert len(whole) == steps * 8
+    for world_size in (2, 3, 4, 8, 9):
+        assert seen(world_size) == whole
+    # A single worker may as well take larger micro-batches, unless a budget says what fits into one.
+    if batching is None:
+        larger = plan_of(mixed(sets), processor, batch_size=8, micro_batches=2, batching=None)
+        assert larger.fingerprint() == plan.fingerprint()
+        for step in range(steps):
+            cuts = [
+                [each.reader().batch(step, part)[1] for part in range(each.micro_batches)] for each in (plan, larger)
+            ]
+            assert len({tuple(sorted(ref.identity for part in cut for ref in part)) for cut in cuts}) == 1
 
 
 def test_epochs_of_unequal_length_are_counted(sets, processor):

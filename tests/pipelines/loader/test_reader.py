@@ -30,9 +30,10 @@ def model(tmp_path_factory):
 
 
 def read(model, url, start, stop, *, rank=0, world_size=1, **options):
-    plan = make_plan([SetSpec(url)], seed=1, batch_size=4, world_size=world_size, policy=ResizePolicy())
+    plan = make_plan([SetSpec(url)], seed=1, batch_size=4, micro_batches=world_size, policy=ResizePolicy())
+    chosen = ReaderOptions(**{"ray": False, **options})
     reader = TrainingReader(
-        plan, rank, model, TaskOptions(), start=start, stop=stop, options=ReaderOptions(**{"ray": False, **options})
+        plan, rank, model, TaskOptions(), world_size=world_size, start=start, stop=stop, options=chosen
     )
     return list(reader)
 
@@ -54,7 +55,7 @@ def test_a_restart_reads_the_next_batches(mini, model):
 
 
 def test_draws_change_from_epoch_to_epoch(mini, model):
-    plan = make_plan([SetSpec(mini, {"detect": 1.0})], seed=1, batch_size=12, world_size=1, policy=ResizePolicy())
+    plan = make_plan([SetSpec(mini, {"detect": 1.0})], seed=1, batch_size=12, micro_batches=1, policy=ResizePolicy())
     reader = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=2, options=ReaderOptions(ray=False))
     (_, first), (_, second) = reader
     assert sorted(first.keys) == sorted(second.keys)
@@ -63,7 +64,7 @@ def test_draws_change_from_epoch_to_epoch(mini, model):
 
 
 def test_waiting_is_measured(mini, model):
-    plan = make_plan([SetSpec(mini)], seed=1, batch_size=4, world_size=1, policy=ResizePolicy())
+    plan = make_plan([SetSpec(mini)], seed=1, batch_size=4, micro_batches=1, policy=ResizePolicy())
     reader = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=3, options=ReaderOptions(ray=False))
     list(reader)
     assert 0 < reader.wait_seconds < 60
@@ -81,7 +82,7 @@ def test_a_broken_image_is_named(model, tmp_path):
 def test_a_missing_shard_is_named(mini, model, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.loader.sample_source._PAUSES", (0.01,))
     url = write_mini_set(tmp_path / "set", 4)
-    plan = make_plan([SetSpec(url)], seed=1, batch_size=4, world_size=1, policy=ResizePolicy())
+    plan = make_plan([SetSpec(url)], seed=1, batch_size=4, micro_batches=1, policy=ResizePolicy())
     (tmp_path / "set" / "shards" / "00000.parquet").unlink()
     with pytest.raises(UserError, match=r"mini/train/\d.*shards/00000\.parquet"):
         list(TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=1, options=ReaderOptions(ray=False)))
@@ -121,7 +122,7 @@ def test_samples_that_stay_bad_are_left_out_up_to_a_quota(model, tmp_path):
     for row in rows[2:]:
         row["image"]["bytes"] = b"no image"
     url = write_set(tmp_path / "some", rows)
-    plan = make_plan([SetSpec(url, {"detect": 1})], seed=1, batch_size=1, world_size=1, policy=ResizePolicy())
+    plan = make_plan([SetSpec(url, {"detect": 1})], seed=1, batch_size=1, micro_batches=1, policy=ResizePolicy())
 
     def reader(quota):
         options = ReaderOptions(ray=False, quarantine=quota)
@@ -155,7 +156,7 @@ def test_a_reader_that_starves_says_so_and_ends(mini, model, monkeypatch):
     # With a node lost the run stood still for as long as anybody let it.
     monkeypatch.setattr("pipelines.loader.reader._PATIENCE", 0.2)
     monkeypatch.setattr("pipelines.loader.sample_source.SampleSource.readable", lambda *_: time.sleep(60))
-    plan = make_plan([SetSpec(mini)], seed=1, batch_size=4, world_size=1, policy=ResizePolicy())
+    plan = make_plan([SetSpec(mini)], seed=1, batch_size=4, micro_batches=1, policy=ResizePolicy())
     said = []
     options = ReaderOptions(ray=False, wait_limit=0.5)
     starving = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=2, options=options, notify=said.append)
@@ -190,14 +191,26 @@ def test_ray_reads_the_same_batches(ray_cluster, mini, model, tmp_path):
         "batching": Batching(600),
         "measure": load_processor(model),
     }
-    plan = make_plan(specs, seed=1, batch_size=8, world_size=2, policy=ResizePolicy(), **options)
-    expected, got = (
-        list(
-            TrainingReader(plan, 1, model, TaskOptions(), start=5, stop=12, options=ReaderOptions(ray=ray, processes=2))
+    plan = make_plan(specs, seed=1, batch_size=8, micro_batches=2, policy=ResizePolicy(), **options)
+    # Three ranks for two micro-batches: one has nothing to do.
+    for rank in (1, 2):
+        expected, got = (
+            list(
+                TrainingReader(
+                    plan,
+                    rank,
+                    model,
+                    TaskOptions(),
+                    world_size=3,
+                    start=5,
+                    stop=9,
+                    options=ReaderOptions(ray=ray, processes=2),
+                )
+            )
+            for ray in (False, True)
         )
-        for ray in (False, True)
-    )
-    assert_equal(expected, got)
+        assert_equal(expected, got)
+        assert all(any(batch.keys) == (rank == 1) for _, batch in got)
     # An error in a reading process arrives as what it is.
     row = scene_row(3)
     row["image"]["bytes"] = b"no image"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.loader.shuffle import batch_count, epoch_batches, epoch_order, rank_part, stream, uniform
+from pipelines.loader.shuffle import batch_count, batch_part, epoch_batches, epoch_order, stream, uniform
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -24,13 +24,13 @@ def test_stream_is_the_same_on_every_machine():
 
 
 @pytest.mark.parametrize("window", [1, 2, 7])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_sample_comes_once(world_size, window):
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_every_sample_comes_once(parts, window):
     # A sample left out or doubled would bias training silently.
     sizes = np.random.default_rng(0).integers(10, 30, 60)
     batches = epoch_batches(sizes, 6, seed=3, epoch=1, window=window)
     assert batches.shape == (10, 6)
-    seen = np.concatenate([rank_part(batch, rank, world_size) for batch in batches for rank in range(world_size)])
+    seen = np.concatenate([batch_part(batch, rank, parts) for batch in batches for rank in range(parts)])
     assert sorted(seen) == list(range(60))
 
 

@@ -291,11 +291,11 @@ def test_sets_from_before_there_were_conversations_are_read(tmp_path, model):
         pq.write_table(table, shard, row_group_size=4)
     assert load_index(url).turns.tolist() == [0] * 4
     assert len(inspect(url).rows) == 4
-    plan = make_plan([SetSpec(url)], seed=1, batch_size=4, world_size=1, policy=ResizePolicy())
+    plan = make_plan([SetSpec(url)], seed=1, batch_size=4, micro_batches=1, policy=ResizePolicy())
     reader = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=2, options=ReaderOptions(ray=False))
     assert len(list(reader)) == 2
     with pytest.raises(UserError, match="has no conversations: remove task 'chat'"):
-        make_plan([SetSpec(url, {"chat": 1.0})], seed=1, batch_size=4, world_size=1, policy=ResizePolicy())
+        make_plan([SetSpec(url, {"chat": 1.0})], seed=1, batch_size=4, micro_batches=1, policy=ResizePolicy())
 
 
 def test_a_look_at_a_set_of_conversations(folder):
@@ -341,7 +341,7 @@ def test_conversations_and_objects_train_together(folder, model):
         SetSpec(write_mini_set(folder / "mini", 4), {"detect": 1.0, "refer": 0.2, "caption": 0.3}),
         SetSpec(str(folder / "set"), {"chat": 2.0}),
     ]
-    plan = make_plan(specs, seed=1, batch_size=4, world_size=1, policy=ResizePolicy())
+    plan = make_plan(specs, seed=1, batch_size=4, micro_batches=1, policy=ResizePolicy())
     reader = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=12, options=ReaderOptions(ray=False))
     trained = load_model(model, device="cpu").train()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=2e-3)
@@ -366,7 +366,7 @@ def test_a_batch_of_text_alone_trains(folder, model):
     rows = [{"conversations": [human(f"{number} + 1?"), gpt(str(number + 1))]} for number in range(4)]
     prepare_rows(folder, rows)
     plan = make_plan(
-        [SetSpec(str(folder / "set"), {"chat": 1.0})], seed=1, batch_size=4, world_size=1, policy=ResizePolicy()
+        [SetSpec(str(folder / "set"), {"chat": 1.0})], seed=1, batch_size=4, micro_batches=1, policy=ResizePolicy()
     )
     reader = TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=1, options=ReaderOptions(ray=False))
     ((_, batch),) = list(reader)
@@ -381,7 +381,7 @@ def test_linked_pictures_of_a_conversation_are_read_where_they_lie(folder, model
     two = next(row for row in rows_of(folder / "set") if row["image_id"] == "one#2")
     assert two["image"]["bytes"] is None and two["more_images"][0]["path"].endswith("2.jpg")
     plan = make_plan(
-        [SetSpec(str(folder / "set"), {"chat": 1.0})], seed=1, batch_size=6, world_size=1, policy=ResizePolicy()
+        [SetSpec(str(folder / "set"), {"chat": 1.0})], seed=1, batch_size=6, micro_batches=1, policy=ResizePolicy()
     )
     options = ReaderOptions(ray=False, quarantine=0)
     ((_, batch),) = list(TrainingReader(plan, 0, model, TaskOptions(), start=0, stop=1, options=options))
