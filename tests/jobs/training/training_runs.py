@@ -48,13 +48,19 @@ def run_apart(function: Callable[..., object], *arguments: Any) -> int | None:
     context.set_forkserver_preload(
         ["tests.jobs.training.bare_machine", "jobs.training.worker", "padt.checkpoints.loading", "jobs.training.train"]
     )
-    process = context.Process(target=function, args=arguments)
+    process = context.Process(target=_run, args=(dict(os.environ), function, *arguments))
     process.start()
     process.join(300)
     if process.is_alive():
         process.kill()
         process.join()
     return process.exitcode
+
+
+def _run(environment: dict[str, str], function: Callable[..., object], *arguments: Any) -> None:
+    # The process that this one was forked from may be older than what a test has set.
+    os.environ.update(environment)
+    function(*arguments)
 
 
 def train(config: TrainConfig) -> None:
