@@ -6,7 +6,9 @@ number of workers answers every sample exactly once, and a worker that dies has 
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jobs.evaluation.answerer import Answerer
@@ -109,6 +111,30 @@ class EvaluationWorker:
     def answer(self, number: int, window: list[EvalSample]) -> tuple[int, list[dict[str, Any]]]:
         """The window's number and its records, see :func:`answer_window`."""
         return number, answer_window(window, self._reader, self._answerer)
+
+
+def computed_in(model: Path, options: Mapping[str, Any], workers: int) -> tuple[str, str]:
+    """Kind of device and type of numbers that answers will be computed in, for both move their last digits.
+
+    Args:
+        model: its folder.
+        options: of ``padt.load_model``.
+        workers: Ray actors; of a cluster that has GPUs each gets its share of one.
+    """
+    import torch
+
+    from padt.checkpoints.loading import default_device, loaded_dtype
+
+    given = options.get("device")
+    device = torch.device(given) if given is not None else default_device()
+    if given is None and workers > 1 and os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        from jobs.common.ray_session import ray_session
+
+        with ray_session():
+            device = torch.device("cuda" if ray.cluster_resources().get("GPU") else "cpu")
+    return device.type, str(loaded_dtype(model, options.get("dtype"), device)).removeprefix("torch.")
 
 
 def checked(

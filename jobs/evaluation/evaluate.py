@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from jobs.common.model_reference import ResolvedModel, fetched, find_model
 from jobs.common.progress_bar import counting
 from jobs.evaluation.answerer import ModelAnswerer
-from jobs.evaluation.answers import answer_here, answer_on_ray, checked, windows
+from jobs.evaluation.answers import answer_here, answer_on_ray, checked, computed_in, windows
 from jobs.evaluation.checks import check_heads, check_scorers, wanted_masks
 from jobs.evaluation.report import publish_report
 from jobs.evaluation.samples import EvalSet, open_eval_set, policy_mismatch
 from jobs.evaluation.scoring import SetScores, read_kinds, read_synonyms, remarks, score_records
 from jobs.evaluation.store import AnswerStore, EvaluationPlan, normalised
 from jobs.evaluation.tracking import check_tracking, track
+from jobs.evaluation.vocabulary import vocabulary
 from padt.checkpoints.fingerprint import fingerprint
 from padt.errors import UserError
 from pipelines.io.storage import Folder
@@ -149,10 +150,12 @@ def run_evaluate(
     kinds = read_kinds(sentence_kinds)
     if mlflow:
         check_tracking()
-    warnings = _mismatch(found, data)
+    words = vocabulary(found.path, data.index.class_names, others)
+    warnings = [*_mismatch(found, data), *(words.remarks() if data.of_task("detect") else ())]
+    device, dtype = computed_in(found.path, options, workers)
 
     answerer = ModelAnswerer(
-        str(found.path), data.index.class_names, chosen, options, batch_size, names_per_prompt, threads, refine
+        str(found.path), tuple(words.asked.values()), chosen, options, batch_size, names_per_prompt, threads, refine
     )
     about = {
         "set": set_name or data.manifest.name,
@@ -164,16 +167,20 @@ def run_evaluate(
         "model_fingerprint": fingerprint(found.path),
         "tasks": sorted({sample.task for sample in data.samples}),
         "settings": asdict(chosen),
-        "dtype": str(options.get("dtype") or "default").removeprefix("torch."),
+        "device": device,
+        "dtype": dtype,
         "names_per_prompt": names_per_prompt,
         "refine": refined,
         "sentence_kinds": kinds,
+        "synonyms": others,
+        "asked_as": words.renamed,
+        "unseen_classes": words.unseen,
     }
     store = AnswerStore(out) if out is not None else None
     known = store.begin(_plan(about, data, threads), about, windows(data.samples), overwrite) if store else {}
     answered = answer(data, answerer, workers, progress, store, known)
     try:
-        scores = score_records(data, answered.records, chosen.masks, released, others, kinds)
+        scores = score_records(data, answered.records, chosen.masks, released, others, kinds, words.unseen)
         if answered.boxes and data.of_task("detect"):
             scores.metrics["boxes_per_second"] = answered.boxes / answered.seconds
         summary = summarise(about, scores, warnings)
@@ -306,10 +313,12 @@ def _plan(about: Mapping[str, Any], data: EvalSet, threads: int) -> EvaluationPl
         tasks=tuple(about["tasks"]),
         settings=about["settings"],
         names_per_prompt=about["names_per_prompt"],
+        device=about["device"],
         dtype=about["dtype"],
         threads=threads,
         samples=len(data.samples),
         windows=len(windows(data.samples)),
         # The same weights elsewhere make the same masks.
         refine={name: value for name, value in about["refine"].items() if name != "model"} if about["refine"] else None,
+        asked_as=about["asked_as"],
     )

@@ -53,7 +53,7 @@ def run_score(
         tasks: what to score; default: what was asked, else all that answers and set have in common.
         limit: only the first so many images, in the order of their keys; default: as was asked.
         masks: score masks; None = where set and answers have them.
-        synonyms: YAML file of other names of categories that answers use.
+        synonyms: YAML file of other names of categories that answers use; default: as was asked.
         sentence_kinds: kinds of sentences that are also scored apart, see ``jobs.evaluation.scoring.read_kinds``;
             default: as was asked.
         set_name: middle part of the metrics' names; default: as before, else the manifest's name.
@@ -86,11 +86,11 @@ def run_score(
     with_masks = made and data.has_masks if masks is None else masks
     check_scorers(data, with_masks)
     categories = [(category.id, category.name) for category in data.manifest.categories]
-    others = read_synonyms(str(synonyms), categories) if synonyms is not None else None
+    others = read_synonyms(str(synonyms), categories) if synonyms is not None else about.get("synonyms")
     kinds = read_kinds(about.get("sentence_kinds") if sentence_kinds is None else sentence_kinds)
     if mlflow:
         check_tracking()
-    scores = score_records(data, kept, with_masks, released, others, kinds)
+    scores = score_records(data, kept, with_masks, released, others, kinds, about.get("unseen_classes"))
     scores.counts.update(counts)
     warnings = []
     if about.get("data_fingerprint") not in (None, data.fingerprint):
@@ -101,6 +101,7 @@ def run_score(
         "data_fingerprint": data.fingerprint,
         "tasks": sorted({sample.task for sample in data.samples}),
         "sentence_kinds": kinds,
+        "synonyms": others,
         "predictions": place,
     }
     summary = summarise(about, scores, warnings) | {"samples": len(data.samples)}

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.common.config_tree import read_yaml
 from jobs.evaluation.samples import EvalSet
+from jobs.evaluation.vocabulary import score_parts
 from padt.errors import UserError, suggestion
 from padt.metrics.caption import CaptionAnswer, score_captions
 from padt.metrics.detect import category_ids, fold, score_detect
@@ -47,6 +48,7 @@ def score_records(
     released: bool = False,
     synonyms: Mapping[str, str] | None = None,
     kinds: Mapping[str, str] | None = None,
+    unseen: Sequence[str] | None = None,
 ) -> SetScores:
     """Score the records of a set.
 
@@ -58,6 +60,7 @@ def score_records(
             they were before any calibration.
         synonyms: category by other names that answers may call it.
         kinds: of sentences, with the words that tell them, see ``read_kinds``.
+        unseen: classes that the model was not trained to find, which are also scored apart; None = not known.
     """
     answered = {record["id"]: record["prediction"] for record in records if record["prediction"]}
     found = {sample: found_objects(prediction) for sample, prediction in answered.items()}
@@ -80,6 +83,7 @@ def score_records(
         official, detections = score_detect(images, answers, categories, masks)
         _add(scores, official)
         _add(scores, score_f1(images, answers, categories))
+        scores.metrics.update(score_parts(images, answers, categories, unseen or (), masks))
         scores.results.extend(detections.results)
         if released:
             raw = {

@@ -9,7 +9,7 @@ import io
 import json
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -80,11 +80,13 @@ class EvaluationPlan:
         tasks: what is asked.
         settings: ``padt.inference.requests.GenerationSettings`` as plain values.
         names_per_prompt: classes in one detection prompt; None = all.
-        dtype: of the weights; ``default`` = float32 on a CPU, as saved on an accelerator.
+        device: kind of device that answers, such as ``cpu`` or ``cuda``: on another one sums end in other digits.
+        dtype: of the weights.
         threads: of a process that answers on a CPU.
         samples: questions.
         windows: parts that the answers come in.
         refine: how masks are refined, with the fingerprint of what refines them; None = they are the model's own.
+        asked_as: names that classes are asked by, where they are not the set's own.
     """
 
     data: str
@@ -92,11 +94,13 @@ class EvaluationPlan:
     tasks: tuple[str, ...]
     settings: Mapping[str, Any]
     names_per_prompt: int | None
+    device: str
     dtype: str
     threads: int
     samples: int
     windows: int
     refine: Mapping[str, Any] | None = None
+    asked_as: Mapping[str, str] = field(default_factory=dict)
 
     def changes(self, values: Mapping[str, Any]) -> list[str]:
         """What differs between stored values and this plan, in words."""

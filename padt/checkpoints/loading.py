@@ -175,6 +175,16 @@ def resolve_dtype(
     return look_up("dtype", choice, _DTYPES)
 
 
+def loaded_dtype(path: str | os.PathLike, choice: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The type that ``load_model`` would give a model's weights on a device.
+
+    Raises:
+        UserError: the name is unknown, or the folder holds no model.
+    """
+    folder = Path(base_of(path) if is_adapter_folder(path) else path)
+    return resolve_dtype(choice, device, load_config(folder)[0], read_tensors(folder))
+
+
 def resolve_attention(choice: str, device: torch.device) -> str:
     """Turn ``auto`` into the attention kernel that is there, and say which once.
 

@@ -89,6 +89,7 @@ class ModelFacts:
         metrics: scores by name ``eval/<set>/<metric>``.
         measured_on: fingerprint of each evaluation set by its name.
         training: settings worth knowing, such as steps and seed, by name.
+        classes: names that detection was trained to find; empty where that is not recorded.
     """
 
     base_model: str | None = None
@@ -97,6 +98,7 @@ class ModelFacts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     measured_on: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 def _loading(config: PaDTConfig, layout: Layout) -> str:
@@ -126,11 +128,14 @@ def read_facts(folder: str | os.PathLike) -> ModelFacts:
     values = _front_matter(Path(folder) / CARD).get("padt")
     if not isinstance(values, dict):
         return ModelFacts()
-    facts = ModelFacts()
-    for name, usual in asdict(facts).items():
-        if isinstance(values.get(name), dict if isinstance(usual, dict) else str):
-            facts = replace(facts, **{name: values[name]})
-    return facts
+    kept: dict[str, Any] = {}
+    for name, usual in asdict(ModelFacts()).items():
+        value = values.get(name)
+        if isinstance(value, list) and isinstance(usual, tuple):
+            kept[name] = tuple(map(str, value))
+        elif isinstance(value, dict) and isinstance(usual, dict) or isinstance(value, str) and usual is None:
+            kept[name] = value
+    return ModelFacts(**kept)
 
 
 def add_scores(
@@ -172,6 +177,8 @@ def model_card(facts: ModelFacts, config: PaDTConfig, layout: Layout = "padt") -
         "## Training data",
         _table(("set", "fingerprint"), facts.data.items()) or "Not recorded.",
     ]
+    if facts.classes:
+        parts.append(f"Detection was trained to find {len(facts.classes):,} classes: {', '.join(facts.classes)}.")
     if facts.training:
         parts += ["## Training", _table(("setting", "value"), facts.training.items())]
     parts += ["## Scores", _scores(facts)]
@@ -190,9 +197,16 @@ def _metadata(facts: ModelFacts, layout: Layout) -> ModelCardData:
         datasets=sorted(facts.data) or None,
         model_name="PaDT" if results else None,
         eval_results=results or None,
-        padt={key: dict(value) if isinstance(value, Mapping) else value for key, value in asdict(facts).items()},
+        padt={key: _plain(value) for key, value in asdict(facts).items()},
         **_license(facts),
     )
+
+
+def _plain(value: Any) -> Any:
+    """As YAML has it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _license(facts: ModelFacts) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def compare_pair(
         pair: their answers.
         draws: of the bootstrap.
         seed: of the draws; both evaluations, and all metrics of a task, are scored on the same ones.
-        synonyms: YAML file of other names of categories that answers use.
+        synonyms: YAML file of other names of categories that answers use; default: those of each evaluation.
 
     Raises:
         UserError: draws cannot be, or synonyms do not fit the set.
@@ -124,10 +124,13 @@ def _detect(
     pair: Pair, samples: list[EvalSample], place: Mapping[int, int], found: PairedComparison, synonyms: Any
 ) -> Measures:
     categories = [(category.id, category.name) for category in pair.data.manifest.categories]
-    others = read_synonyms(synonyms, categories) if synonyms is not None else None
+    given = read_synonyms(synonyms, categories) if synonyms is not None else None
     by_id = {image.id: image for image in pair.data.detect_targets()}
     images = [by_id[sample.id] for sample in samples]
-    answers = [{sample.id: renamed(_objects(side, sample), others) for sample in samples} for side in pair.sides]
+    answers = []
+    for side in pair.sides:
+        others = given if given is not None else side.about.get("synonyms")
+        answers.append({sample.id: renamed(_objects(side, sample), others) for sample in samples})
     values = [image_f1(images, own, categories) for own in answers]
     found.values["detect"] = (values[0], values[1])
     found.tallies["detect"] = tally(values[0], values[1])

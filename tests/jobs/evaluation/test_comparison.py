@@ -44,7 +44,7 @@ def evaluation(folder, data_url: str, records, **about) -> str:
         **about,
     }
     store = AnswerStore(str(folder))
-    plan = EvaluationPlan(data.fingerprint, "m", ("refer",), told["settings"], None, "default", 1, 9, 1)
+    plan = EvaluationPlan(data.fingerprint, "m", ("refer",), told["settings"], None, "cpu", "float32", 1, 9, 1)
     store.begin(plan, told, windows(data.samples), False)
     store.finish(records)
     run_score(str(folder), data_url, pictures=0)

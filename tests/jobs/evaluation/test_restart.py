@@ -25,7 +25,7 @@ from tests.pipelines.mini_set import write_mini_set
 
 pytest.importorskip("faster_coco_eval")
 
-PLAN = EvaluationPlan("set", "model", ("refer",), {"max_new_tokens": 8}, None, "default", 1, 9, 3)
+PLAN = EvaluationPlan("set", "model", ("refer",), {"max_new_tokens": 8}, None, "cpu", "float32", 1, 9, 3)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,8 @@ def test_another_plan_under_answers_that_are_there_is_named(several, tmp_path):
         ({"data": "other"}, "data: 'set' -> 'other'"),
         ({"model": "better"}, "model: 'model' -> 'better'"),
         ({"settings": {"max_new_tokens": 9}}, "settings.max_new_tokens: 8 -> 9"),
-        ({"dtype": "bfloat16"}, "dtype: 'default' -> 'bfloat16'"),
+        ({"dtype": "bfloat16"}, "dtype: 'float32' -> 'bfloat16'"),
+        ({"device": "cuda"}, "device: 'cpu' -> 'cuda'"),
         ({"tasks": ("detect",)}, "tasks"),
     ):
         with pytest.raises(UserError, match=f"{said}.*--overwrite"):

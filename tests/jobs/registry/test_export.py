@@ -65,13 +65,18 @@ def test_training_facts_name_base_data_and_settings(folder):
     config = TrainConfig(
         model=str(folder), output="runs/x", data={"sets": [{"url": "runs/toy", "tasks": {"refer": 1}}]}, steps=30
     )
-    index = SimpleNamespace(fingerprint="beef")
-    plan = SimpleNamespace(mixture=SimpleNamespace(names=("toy",), indices=(index,), fingerprint=lambda: "f00d"))
+    index = SimpleNamespace(fingerprint="beef", class_names=("cat", "dog"))
+    specs = [SimpleNamespace(tasks={"refer": 1})]
+    mixture = SimpleNamespace(names=("toy",), indices=(index,), specs=specs, fingerprint=lambda: "f00d")
+    plan = SimpleNamespace(mixture=mixture)
     facts = training_facts(config, plan, 30)
     assert facts.base_model == "Qwen/Qwen2.5-VL-7B-Instruct" and facts.license == "apache-2.0"
     assert facts.data == {"objects": "0a0a", "toy": "beef"}, "what the base was trained on counts too"
     assert facts.training["steps"] == 30 and facts.training["mixture"] == "f00d"
     assert facts.metrics == {}, "the base's scores are not this model's"
+    assert facts.classes == (), "sentences teach no classes"
+    specs[0].tasks["detect"] = 1.0
+    assert training_facts(config, plan, 30).classes == ("cat", "dog")
 
 
 def test_scores_go_into_our_own_cards_only(folder, tmp_path):

@@ -13,6 +13,7 @@ FACTS = ModelFacts(
     metrics={"eval/coco/bbox_AP": 0.5, "eval/coco/segm_AP": 0.25},
     measured_on={"coco": "ff00"},
     training={"steps": 300, "seed": 42},
+    classes=("person", "traffic light"),
 )
 
 
@@ -43,7 +44,13 @@ def test_facts_come_back_from_the_card(tmp_path):
 
 def test_a_card_of_somebody_else_holds_no_facts(tmp_path):
     assert read_facts(tmp_path) == ModelFacts()
-    for text in ("padt: [1]", "padt: {metrics: high, data: 3, base_model: [x]}", "padt: [", "\x00", "- 1"):
+    for text in (
+        "padt: [1]",
+        "padt: {metrics: high, data: 3, base_model: [x], classes: cat}",
+        "padt: [",
+        "\x00",
+        "- 1",
+    ):
         # A training that ends must not fail over the card of its base.
         (tmp_path / CARD).write_text(f"---\n{text}\n---\n# Mine\n")
         assert read_facts(tmp_path) == ModelFacts(), text
