@@ -39,7 +39,7 @@ def launch(job: TrainJob, log: RunLog) -> list[str]:
         courier = Courier(mailbox.take, log)
         courier.start()
         try:
-            train_here(replace(job, send=mailbox.put))
+            train_here(replace(job, send=mailbox.put), courier.deliver)
         finally:
             not_logged = courier.close()
         return not_logged

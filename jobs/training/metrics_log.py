@@ -154,6 +154,10 @@ class RunLog:
         for sink in self._sinks:
             sink.flush(final=final)
 
+    def flush_file(self) -> None:
+        """Write what waits for the file, which is no reason to wait for MLflow."""
+        self._file.flush(final=True)
+
     def lost(self) -> list[str]:
         """What could not be written, a sentence for each place."""
         return [sentence for sink in self._sinks if (sentence := sink.lost())]
@@ -195,12 +199,20 @@ class Courier(threading.Thread):
         self._log = log
         self._done = threading.Event()
         self._failure: Exception | None = None
+        self._delivering = threading.Lock()
 
     def run(self) -> None:
         """Poll until ``close``."""
         while not self._done.wait(POLL_SECONDS):
+            with self._delivering:
+                self._deliver()
+                self._log.flush()
+
+    def deliver(self) -> None:
+        """Write what has been sent until now into the metrics file; another thread may call this."""
+        with self._delivering:
             self._deliver()
-            self._log.flush()
+            self._log.flush_file()
 
     def close(self) -> list[str]:
         """Deliver what is left and stop.

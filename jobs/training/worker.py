@@ -55,8 +55,13 @@ def train_on_ray(payload: dict[str, Any]) -> None:
     dist.barrier()
 
 
-def train_here(job: TrainJob) -> None:
+def train_here(job: TrainJob, write_records: Callable[[], object]) -> None:
     """Train with one worker in this process, without Ray.
+
+    Args:
+        job: what the driver would send.
+        write_records: writes the records of all steps so far. No step before a checkpoint is made again, so its record
+            must not be lost with this process.
 
     Raises:
         UserError: as ``Session.run``; or there is no GPU although the configuration asks for one.
@@ -67,6 +72,7 @@ def train_here(job: TrainJob) -> None:
     keep = job.config.checkpoint.keep
 
     def report(part: Path, step: int) -> None:
+        write_records()
         checkpoint.publish(folder, part, step, keep)
 
     opened = nullcontext() if job.start is None else checkpoint.opened(job.start)

@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from padt.errors import UserError
+from padt.pretrained.config import PaDTConfig
 from padt.pretrained.quiet import quiet_transformers
 
 _STAND_IN = re.compile(r"<\|(?:VRT|empty_token)_\d+\|>")
@@ -49,8 +50,11 @@ def load_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerBase:
 
 
 def _read(folder: Path, named: Path) -> PreTrainedTokenizerBase:
+    # It looks into config.json. Where the model class has not been imported yet, it would ask at the terminal whether
+    # the code that the file names for strangers may be run.
+    AutoConfig.register(PaDTConfig.model_type, PaDTConfig, exist_ok=True)
     try:
-        # It looks into config.json and warns of a model type that the tokenizer has nothing to do with.
+        # And it warns of a model type that the tokenizer has nothing to do with.
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -40,7 +40,6 @@ OVERRIDES = (
     "tracking.enabled=false",
     # A thread of the worker makes the same batches as Ray Data does, and starts at once.
     "reader.ray=false",
-    "engine=deepspeed",
     # A failure must be seen; a second attempt would hide it.
     "max_failures=0",
 )

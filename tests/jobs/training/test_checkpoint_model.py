@@ -34,7 +34,7 @@ def run(tmp_path_factory):
                 master.data += 0.01 * torch.randn_like(master)
         part = Path(job.output) / "checkpoints" / checkpoint.name_of(step)
         part.mkdir(parents=True)
-        state = checkpoint.LoopState(step, step, 0, {"data": "f00"}, None, 9, "torch")
+        state = checkpoint.LoopState(step, 0, {"data": "f00"}, None, 9, "torch", workers=1)
         checkpoint.save(engine, state, part, 0)
     (Path(job.output) / "config.yaml").write_text(job.to_yaml())
     return job
@@ -51,7 +51,7 @@ def test_the_model_is_the_one_that_the_run_had(run, tmp_path):
     model, _ = load_for_training(run, torch.device("cpu"))
     engine = build_engine(model, run, torch.device("cpu"))
     with checkpoint.opened(folder(run, 3)) as files:
-        engine.load(files)
+        engine.load(files, 1)
     merge(engine.module.eval())
     found = load_model(tmp_path / "out", dtype="auto", device="cpu").state_dict()
     expected = engine.module.state_dict()

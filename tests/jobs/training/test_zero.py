@@ -93,8 +93,9 @@ def rank_main(rank: int, port: int, model: str, url: str, folder: str) -> None:
         merged = Path(folder) / f"checkpoint {name}"
 
         def report(part: Path, step: int, merged: Path = merged) -> None:
-            shutil.copytree(part, merged, dirs_exist_ok=True)
-            dist.barrier()
+            if step == BREAK:
+                shutil.copytree(part, merged, dirs_exist_ok=True)
+                dist.barrier()
 
         whole = session(changes, f"whole {name}")
         data = batches(whole)

@@ -89,3 +89,22 @@ def test_slow_files_beside_the_fast_one_are_cleaned_too(reference_fixture, tmp_p
     assert again.tokenizer.get_vocab() == plain.tokenizer.get_vocab()
     text = 'The "<|VRT_3|>" of <tool_call>'
     assert again.tokenize(text) == plain.tokenize(text)
+
+
+def test_nobody_is_asked_whether_code_may_be_run(tmp_path, monkeypatch):
+    # `padt train` asked at the terminal, and waited: its driver reads the tokenizer before it imports the model class.
+    from transformers.dynamic_module_utils import resolve_trust_remote_code
+    from transformers.models.auto import configuration_auto, tokenization_auto
+
+    monkeypatch.delitem(configuration_auto.CONFIG_MAPPING._extra_content, "padt", raising=False)
+    folder_with(tmp_path, [], True)
+    code = {"AutoConfig": "stranger.Config"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "padt", "auto_map": code}))
+
+    def asked(trust, name, has_local_code, has_remote_code, *rest, **more):
+        assert has_local_code or not has_remote_code
+        return resolve_trust_remote_code(trust, name, has_local_code, has_remote_code, *rest, **more)
+
+    for module in (configuration_auto, tokenization_auto):
+        monkeypatch.setattr(module, "resolve_trust_remote_code", asked)
+    PaDTProcessor.from_folder(tmp_path)
