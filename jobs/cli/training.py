@@ -66,6 +66,7 @@ def train(
         "padt run toy finetune.optimizer.lr=1e-3 --output runs/higher-lr",
         "padt run pro_3b raw=/data/raw -o s3://bucket/pro --only prepare",
         "padt run recipe.yaml --redo finetune",
+        "padt run toy_ablation --jobs 4",
     )
 )
 def run(
@@ -77,11 +78,12 @@ def run(
     redo: Redo = None,
     first: Annotated[str | None, typer.Option("--from", help="Leave out the stages before this one.")] = None,
     only: Annotated[str | None, typer.Option("--only", help="Leave out all stages but this one.")] = None,
+    jobs: Annotated[int, typer.Option(help="Cells of an ablation at work at once.", min=1)] = 1,
     list_all: Annotated[bool, typer.Option("--list", help="List the packaged recipes, and leave.")] = False,
     print_config: PrintConfig = False,
     schema: Schema = False,
 ) -> None:
-    """Run the stages of a recipe that are not done yet.
+    """Run the stages of a recipe, or the cells of an ablation, that are not done yet.
 
     A stage that was done under other options is never replaced silently: say `--redo STAGE`, or another `--output`.
     """
@@ -95,6 +97,13 @@ def run(
         return _print_json(recipe_schema())
     if recipe is None:
         raise UserError("Missing argument 'RECIPE': name a YAML file or a packaged recipe (padt run --list).")
+    from jobs.recipes.ablation.plan import is_ablation
+
+    if is_ablation(recipe):
+        from jobs.cli.ablation_table import show_ablation
+
+        unfit = {"--redo": redo, "--from": first, "--only": only, "--print-config": print_config}
+        return show_ablation(recipe, overrides or (), output, jobs, [name for name, value in unfit.items() if value])
     if print_config:
         from jobs.recipes.load import load_recipe
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
@@ -15,6 +15,9 @@ from pipelines.prepare.execute import Execute, execute_tasks, on_cluster
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
 from pipelines.prepare.run import prepare
 from pipelines.prepare.shards import ShardResult, ShardTask
+
+if TYPE_CHECKING:
+    from pipelines.toy.scenes import SceneOptions
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +65,17 @@ def _tell_shared(out: str, manifest: Manifest) -> None:
         logger.warning("%s is empty: every image was left out by --exclude or rejected", out)
 
 
-def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int, overwrite: bool = False) -> dict[str, Manifest]:
-    """Draw and prepare the toy set, and return its splits ``train`` and ``val``.
+def run_prepare_toy(
+    out: str,
+    *,
+    scenes: int,
+    heldout: int,
+    seed: int,
+    talk: int = 0,
+    pictures: "SceneOptions | None" = None,
+    overwrite: bool = False,
+) -> dict[str, Manifest]:
+    """Draw and prepare the toy set, and return its splits ``train`` and ``val`` (and ``talk``, if it is asked for).
 
     Args and errors are those of ``pipelines.prepare.toy.prepare_toy``.
     """
@@ -78,12 +90,14 @@ def run_prepare_toy(out: str, *, scenes: int, heldout: int, seed: int, overwrite
             scenes=scenes,
             heldout=heldout,
             seed=seed,
+            talk=talk,
+            pictures=pictures,
             overwrite=overwrite,
             on_plan=telling.plan,
             on_progress=telling.progress,
             on_drawn=lambda split, done, count: drawn(done == count, split, done, count),
         )
-    return {"train": sets.train, "val": sets.val}
+    return {name: manifest for name, manifest in vars(sets).items() if manifest is not None}
 
 
 class Telling:

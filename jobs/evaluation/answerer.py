@@ -55,6 +55,7 @@ class ModelAnswerer:
     def load(self) -> Answerer:
         """Load the model."""
         from padt.checkpoints.loading import load_model
+        from padt.inference.text_boxes import with_text_boxes
 
         # The engine's rows differ in length, which FlashAttention's padded batches cannot express.
         model = load_model(self.path, **{"attn_implementation": "sdpa", **self.options})
@@ -76,6 +77,8 @@ class ModelAnswerer:
                     found = _predicted(model, questions, settings, self.batch_size)
                 else:
                     found = _through_engine(model, questions, settings, self.batch_size)
+                    if settings.text_boxes:
+                        found = [with_text_boxes(prediction) for prediction in found]
                 if refiner is not None:
                     found = _refined(refiner, questions, found)
             calibration = model.config.score_calibration if self.settings.calibrated else None

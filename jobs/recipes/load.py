@@ -29,7 +29,7 @@ from jobs.recipes.stages import TrainStage, build_stage
 from padt.errors import UserError, suggestion
 
 RECIPES = Path(__file__).parent
-RECIPE_KEYS = ("name", "about", "output", "experiment", "extends", "values", "variants", "stages")
+RECIPE_KEYS = ("name", "about", "output", "experiment", "extends", "values", "variants", "stages", "ablation")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 

@@ -12,6 +12,7 @@ from jobs.common.config_tree import Section, read_yaml
 from jobs.recipes.stage import Stage, StageContext, digest_of, merge, resolve
 from padt.errors import UserError, look_up
 from pipelines.prepare.options import PrepareOptions
+from pipelines.toy.scenes import SceneOptions
 
 CATALOGUES = Path(__file__).resolve().parents[1] / "data" / "catalogues"
 # Told by their content when a set is prepared once more.
@@ -22,24 +23,35 @@ _HINTS = get_type_hints(PrepareOptions)
 
 
 class PrepareToyStage(Stage):
-    """Draw the toy data set and prepare it: ``train/`` and ``val/`` below the stage's folder.
+    """Draw the toy data set and prepare it: ``train/`` and ``val/`` below the stage's folder, and ``talk/`` if asked.
 
     Attributes:
         scenes: training scenes.
         heldout: scenes kept for evaluation.
         seed: of the drawing; splits never share a scene.
+        talk: scenes for conversations in plain words, without any Visual Reference Token.
+        pictures: what scenes look like.
     """
 
     kind: ClassVar[str] = "prepare-toy"
     scenes: int = Field(4000, ge=1)
     heldout: int = Field(240, ge=1)
     seed: int = Field(0, ge=0)
+    talk: int = Field(0, ge=0)
+    pictures: SceneOptions = SceneOptions()
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.data.prepare.run_prepare_toy``."""
         from jobs.data.prepare import run_prepare_toy, set_facts
 
-        manifests = run_prepare_toy(context.folder, scenes=self.scenes, heldout=self.heldout, seed=self.seed)
+        manifests = run_prepare_toy(
+            context.folder,
+            scenes=self.scenes,
+            heldout=self.heldout,
+            seed=self.seed,
+            talk=self.talk,
+            pictures=self.pictures,
+        )
         sets = {name: set_facts(posixpath.join(context.folder, name), manifest) for name, manifest in manifests.items()}
         return {"sets": sets}
 

@@ -74,7 +74,7 @@ def run_recipe(
     pending = [name for name in chosen if done_marker(recipe, name, folders[name]) is None]
     try:
         # One Ray for all stages: starting it takes seconds each time.
-        with ray_session() if pending else nullcontext():
+        with ray_session() if any(recipe.stages[name].uses_ray() for name in pending) else nullcontext():
             for number, name in enumerate(recipe.stages, start=1):
                 marker = done_marker(recipe, name, folders[name])
                 if marker is None and name not in chosen:

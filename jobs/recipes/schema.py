@@ -3,6 +3,7 @@
 from typing import Any
 
 from jobs.common.config_tree import schema_of
+from jobs.recipes.ablation.plan import SECTION, AblationConfig
 from jobs.recipes.load import RECIPE_KEYS
 from jobs.recipes.prepare_stage import PrepareStage
 from jobs.recipes.stages import KINDS, TrainStage
@@ -40,6 +41,8 @@ def recipe_schema() -> dict[str, Any]:
         )
     # A stage that changes one of the recipe below does not name its kind again.
     tree: dict[str, Any] = dict.fromkeys(RECIPE_KEYS, TEXT)
+    tree[SECTION] = schema_of(AblationConfig)
+    definitions |= tree[SECTION].pop("$defs", {})
     tree |= {"values": {"type": "object"}, "variants": {"type": ["object", "null"]}}
     tree["stages"] = {"type": "object", "additionalProperties": {"anyOf": kinds}}
     return {

@@ -61,6 +61,10 @@ class Stage(Section):
         shaping = {key: value for key, value in self.options().items() if key not in {*self.not_shaping, *places}}
         return digest_of(shaping)
 
+    def uses_ray(self) -> bool:
+        """Whether Ray should be up before it begins; what needs it for a moment starts it itself."""
+        return False
+
     def resolved(self, folders: Mapping[str, str]) -> Self:
         """This stage with every ``${name}`` replaced by its folder."""
         return type(self).model_validate(resolve(self.model_dump(mode="json"), folders))

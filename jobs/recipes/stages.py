@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from jobs.common.config_tree import build_config, read_yaml
 from jobs.evaluation.store import METRICS_FILE
+from jobs.recipes.model_stages import ExportStage, ToyModelStage
 from jobs.recipes.prepare_stage import PrepareStage, PrepareToyStage, written_out
 from jobs.recipes.stage import Stage, StageContext, digest_of, merge
 from jobs.training.config import CONFIGS, TrainConfig
@@ -40,6 +41,12 @@ class TrainStage(Stage):
     def places(self) -> dict[str, Any]:
         """Model and sets: a training knows them by their content."""
         return {"model": self.tree.model, "data": [each.url for each in self.tree.data.sets]}
+
+    def uses_ray(self) -> bool:
+        """Where Ray Train trains."""
+        from jobs.training.launch import launcher_of
+
+        return launcher_of(self.tree) == "ray"
 
     def digest(self) -> str:
         """Only what shapes the weights: where checkpoints and logs go does not."""
@@ -80,7 +87,8 @@ class EvaluateStage(Stage):
         workers: Ray actors that answer; 0 = this process.
         sentence_kinds: kinds of sentences that are also scored apart, see ``jobs.evaluation.scoring.read_kinds``.
         released: also score by the released scorers' protocols (metrics ``released_*``), as the paper does.
-        max_new_tokens, num_beams, forbid_repeats: how to generate, see ``padt.inference.predict.GenerationSettings``.
+        max_new_tokens, num_beams, forbid_repeats, masks, text_boxes: how to generate and read answers, see
+            ``padt.inference.requests.GenerationSettings``.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -96,6 +104,8 @@ class EvaluateStage(Stage):
     max_new_tokens: int = Field(1024, ge=1)
     num_beams: int = Field(1, ge=1)
     forbid_repeats: bool = False
+    masks: bool = True
+    text_boxes: bool = False
 
     @field_validator("tasks")
     @classmethod
@@ -118,6 +128,10 @@ class EvaluateStage(Stage):
             raise ValueError(f"data names {', '.join(names) or 'no set'}: give one set or more, each of another name")
         return data
 
+    def uses_ray(self) -> bool:
+        """Where several actors answer."""
+        return self.workers > 1
+
     def sets(self, folder: str) -> dict[str, str]:
         """Prepared sets, by the folder that each one's scores go to, where the stage's is ``folder``."""
         if isinstance(self.data, str):
@@ -131,7 +145,11 @@ class EvaluateStage(Stage):
         from padt.metrics.refer import mean_of_splits
 
         settings = GenerationSettings(
-            max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, forbid_repeats=self.forbid_repeats
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            forbid_repeats=self.forbid_repeats,
+            masks=self.masks,
+            text_boxes=self.text_boxes,
         )
         results = {
             posixpath.basename(folder): run_evaluate(
@@ -219,7 +237,16 @@ def evaluations_in(folder: str) -> list[str]:
 
 
 KINDS: dict[str, type[Stage]] = {
-    stage.kind: stage for stage in (PrepareToyStage, PrepareStage, TrainStage, EvaluateStage, RegisterStage)
+    stage.kind: stage
+    for stage in (
+        PrepareToyStage,
+        ToyModelStage,
+        PrepareStage,
+        TrainStage,
+        ExportStage,
+        EvaluateStage,
+        RegisterStage,
+    )
 }
 
 

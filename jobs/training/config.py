@@ -86,6 +86,24 @@ class CheckpointConfig(Section):
     keep: int = Field(default=2, ge=1)
 
 
+class ArchitectureConfig(Section):
+    """Switches of PaDT's own parts in place of the model folder's; null = as the folder says. For ablations.
+
+    A model that was trained with one setting does not work with the other: its parts have to learn anew.
+
+    Attributes:
+        feature_order: of the image features in the decoder; ``reference`` mixes orders as the released code does.
+        use_visual_prototype_projection: prototypes are f_vp of the patches' features; off = the features themselves.
+    """
+
+    feature_order: Literal["raster", "reference"] | None = None
+    use_visual_prototype_projection: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The switches that are set."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
 class TrackingConfig(Section):
     """MLflow.
 
@@ -122,6 +140,7 @@ class TrainConfig(Section):
         freeze: parts of the model (``vision``, ``language``, ``prototypes``, ``decoder``) or patterns of parameter
             names (``re.search``) that are not trained. The released recipe trains all; beside ``lora`` the vision tower
             is frozen by default.
+        architecture: switches of PaDT's own parts.
         lora: low-rank adapters in place of training the language model whole. The stage then leaves ``adapter/`` beside
             ``model/``, which holds the merged weights.
         zero_stage: DeepSpeed ZeRO stage; nothing is sharded with one worker.
@@ -153,6 +172,7 @@ class TrainConfig(Section):
     seed: int = Field(default=42, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     freeze: list[str] = Field(default_factory=list)
+    architecture: ArchitectureConfig = ArchitectureConfig()
     lora: LoraSettings | None = None
     loss: LossSettings = LossSettings()
     prototype_warmup: PrototypeWarmupConfig = PrototypeWarmupConfig()

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import Qwen2_5_VLConfig
 
 from padt.checkpoints.loading import load_model, save_model
 from padt.data.collate import Batch, EncodedSample, collate
@@ -151,15 +152,15 @@ def toy_processor(vrt_offset: int) -> PaDTProcessor:
     )
 
 
-def toy_model(seed: int) -> PaDTForConditionalGeneration:
-    """A toy PaDT with weights that a small model learns from quickly.
+def toy_model(seed: int, config: Qwen2_5_VLConfig | None = None) -> PaDTForConditionalGeneration:
+    """A toy PaDT with weights that a small model learns from quickly, of the shipped size or another.
 
     1/sqrt(fan_in) maps, damped residual outputs, wide embeddings; prototypes that are not zero, unlike those of a
     model that starts from pretrained features.
     """
     torch.manual_seed(seed)
     model = PaDTForConditionalGeneration(
-        PaDTConfig(**{key: value for key, value in toy_config().to_dict().items() if key != "model_type"})
+        PaDTConfig(**{key: value for key, value in (config or toy_config()).to_dict().items() if key != "model_type"})
     )
     for name, module in model.model.named_modules():
         if isinstance(module, nn.Linear):

@@ -54,11 +54,14 @@ def check_parameter_names(config: TrainConfig) -> None:
 
 
 def prepare_for_training(model: Any, config: TrainConfig, *, empty_adapters: bool = False) -> None:
-    """Attach adapters, freeze what is not trained, switch checkpointing and packing, as a configuration says."""
+    """Set the architecture's switches, attach adapters, freeze, and switch checkpointing and packing, as configured."""
     from padt.checkpoints.lora import attach, reset
     from padt.model.checkpointing import set_checkpointing
     from padt.model.trainable import freeze
 
+    for name, value in config.architecture.given().items():
+        setattr(model.config, name, value)
+    model.vl_decoder.feature_order = model.config.feature_order
     if config.lora is not None:
         attach(model, config.lora, empty=empty_adapters)
         if not empty_adapters:

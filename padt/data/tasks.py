@@ -12,12 +12,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from padt.data.conversation import Group, ObjectTarget, Turn, question, read_messages
+from padt.data.image import PATCH
 from padt.data.patches import unpack_patches
+from padt.data.text_boxes import text_box
 from padt.data.vrt import VRTRule, choose_vrts
 from padt.errors import UserError, check_range, look_up
 
@@ -85,6 +87,8 @@ class TaskOptions:
         max_per_class: classes with more objects in the image are left out of prompt and answer (released: 50).
         skip_crowd: leave crowd regions out of answers (the released preparation keeps them).
         class_names: names that a detection prompt may ask for; the categories of the data set.
+        places: what stands for an object in an answer: its ``vrts``, or ``text``, its box in numbers
+            (``padt.data.text_boxes``), which trains the language model alone, as plain Qwen2.5-VL is tuned.
     """
 
     vrt_rule: VRTRule = "random"
@@ -95,6 +99,7 @@ class TaskOptions:
     max_per_class: int = 50
     skip_crowd: bool = False
     class_names: tuple[str, ...] = ()
+    places: Literal["vrts", "text"] = "vrts"
 
     def __post_init__(self) -> None:
         for name, least in (("num_vrts", 1), ("max_names", 1), ("max_per_class", 0)):
@@ -230,7 +235,13 @@ def object_target(row: Mapping[str, Any], index: int, label: str | None = None) 
     )
 
 
-def _group(target: ObjectTarget, rng: np.random.Generator, options: TaskOptions, row: Mapping[str, Any]) -> Group:
+def _placed(
+    target: ObjectTarget, rng: np.random.Generator, options: TaskOptions, row: Mapping[str, Any]
+) -> str | Group:
+    """What stands for an object in an answer."""
+    if options.places == "text":
+        sides = (row["grid_w"] * PATCH, row["grid_h"] * PATCH) * 2
+        return text_box([edge * side for edge, side in zip(target.box, sides, strict=True)])
     vrts = choose_vrts(np.asarray(target.patches), row["grid_w"], options.vrt_rule, options.num_vrts, rng)
     return Group(target=target, vrts=vrts)
 
@@ -262,7 +273,7 @@ def _detect(row, item, rng, options) -> Sample:
     if options.partial_lists and rng.random() < options.partial_lists:
         listed = listed[: int(rng.integers(1, len(listed) + 1))]
     answered = [
-        (name, [_group(target, rng, options, row) for target in by_name[name]])
+        (name, [_placed(target, rng, options, row) for target in by_name[name]])
         for name in listed
         if name in by_name and name not in crowded
     ]
@@ -273,8 +284,8 @@ def _refer(row, item, rng, options) -> Sample:
     reference = _item(row, "references", item)
     sentence = reference["text"]
     targets = [object_target(row, index, label=sentence) for index in reference["objects"]]
-    groups = [_group(target, rng, options, row) for target in targets if target.patches]
-    return _sample(row, "refer", refer_prompt(sentence), refer_answer(sentence, groups))
+    places = [_placed(target, rng, options, row) for target in targets if target.patches]
+    return _sample(row, "refer", refer_prompt(sentence), refer_answer(sentence, places))
 
 
 def _caption(row, item, rng, options) -> Sample:
@@ -282,7 +293,7 @@ def _caption(row, item, rng, options) -> Sample:
     targets = [object_target(row, index) for index in caption["objects"]]
     pieces: list[str | Group] = []
     for position, part in enumerate(_PLACEHOLDER.split(_without_lost(caption["text"], targets))):
-        pieces.append(part if position % 2 == 0 else _group(targets[int(part)], rng, options, row))
+        pieces.append(part if position % 2 == 0 else _placed(targets[int(part)], rng, options, row))
     return _sample(row, "caption", CAPTION_PROMPT, merge_text(pieces))
 
 

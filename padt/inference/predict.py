@@ -25,6 +25,7 @@ from padt.inference.requests import (
     text_request,
 )
 from padt.inference.results import Frame, PredictedObject, Prediction
+from padt.inference.text_boxes import with_text_boxes
 from padt.model.outputs import StateRecorder, Trace
 
 
@@ -68,7 +69,8 @@ def predict(
     if settings.calibrated:
         objects = [calibrated(model.config.score_calibration, things) for things in objects]
     parts = zip(parsers, objects, questions.frames, trace.normalizers, strict=True)
-    return [prediction_of(model, *each) for each in parts]
+    predictions = [prediction_of(model, *each) for each in parts]
+    return [with_text_boxes(each) for each in predictions] if settings.text_boxes else predictions
 
 
 @torch.inference_mode()

@@ -60,6 +60,8 @@ class GenerationSettings:
         cache: transformers' name of the cache: ``dynamic`` grows with the answer; ``static`` has one size, which lets
             transformers compile the decoding step on a GPU.
         calibrated: use the model's score calibration, if it has one (``padt.inference.calibration``).
+        text_boxes: read boxes that answers write in numbers (``padt.inference.text_boxes``), for models that were
+            trained without VRTs; by ``predict`` and evaluations.
     """
 
     max_new_tokens: int = 1024
@@ -70,6 +72,7 @@ class GenerationSettings:
     masks: bool = True
     cache: str = "dynamic"
     calibrated: bool = True
+    text_boxes: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:

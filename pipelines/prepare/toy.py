@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from padt.errors import UserError
 from pipelines.dataset.manifest import Manifest
@@ -9,6 +10,8 @@ from pipelines.io.reading import is_local, resolve
 from pipelines.prepare.execute import Execute
 from pipelines.prepare.options import PlanSummary, PrepareOptions, Progress
 from pipelines.prepare.run import prepare
+from pipelines.toy.conversations import write_conversations
+from pipelines.toy.scenes import SceneOptions
 from pipelines.toy.writing import write_dataset
 
 TOY_ROWS_PER_SHARD = 500
@@ -16,10 +19,11 @@ TOY_ROWS_PER_SHARD = 500
 
 @dataclass(frozen=True)
 class ToySets:
-    """The two prepared sets of the toy data: ``<out>/train`` and ``<out>/val``."""
+    """The prepared sets of the toy data: ``<out>/train``, ``<out>/val``, and ``<out>/talk`` if it was asked for."""
 
     train: Manifest
     val: Manifest
+    talk: Manifest | None = None
 
 
 def prepare_toy(
@@ -28,6 +32,8 @@ def prepare_toy(
     scenes: int = 4000,
     heldout: int = 240,
     seed: int = 0,
+    talk: int = 0,
+    pictures: SceneOptions | None = None,
     rows_per_shard: int = TOY_ROWS_PER_SHARD,
     num_cpus: int | None = None,
     overwrite: bool = False,
@@ -43,6 +49,8 @@ def prepare_toy(
         scenes: scenes to train on.
         heldout: scenes to evaluate on; no scene is in both.
         seed: decides every scene.
+        talk: scenes for conversations in plain words (``pipelines.toy.conversations``), in neither of the splits.
+        pictures: what scenes look like.
         rows_per_shard: scenes of a shard; several shards let several cores prepare.
         num_cpus: see ``PrepareOptions``.
         overwrite: see ``PrepareOptions``; what was drawn is kept, since the seed decides it.
@@ -64,6 +72,7 @@ def prepare_toy(
             scenes=count,
             seed=seed,
             split=split,
+            options=pictures,
             progress=None if on_drawn is None else _telling(on_drawn, split, count),
         )
         options = PrepareOptions(
@@ -79,6 +88,20 @@ def prepare_toy(
             overwrite=overwrite,
         )
         manifests[split] = prepare(options, execute=execute, on_plan=on_plan, on_progress=on_progress)
+    if talk:
+        file = write_conversations(Path(f"{root}/raw/talk"), scenes=talk, seed=seed, options=pictures or SceneOptions())
+        options = PrepareOptions(
+            annotations=str(file),
+            images=(),
+            out=f"{root}/talk",
+            source="messages",
+            name="toy",
+            split="talk",
+            rows_per_shard=rows_per_shard,
+            num_cpus=num_cpus,
+            overwrite=overwrite,
+        )
+        manifests["talk"] = prepare(options, execute=execute, on_plan=on_plan, on_progress=on_progress)
     return ToySets(**manifests)
 
 

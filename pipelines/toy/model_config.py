@@ -1,5 +1,8 @@
 """The toy model: Qwen2.5-VL's architecture at about two million parameters."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig
 
 from pipelines.toy.tokenizer import build_tokenizer
@@ -7,10 +10,15 @@ from pipelines.toy.tokenizer import build_tokenizer
 _ROW_MULTIPLE = 64
 
 
-def toy_config(tokenizer: PreTrainedTokenizerBase | None = None) -> Qwen2_5_VLConfig:
-    """Configuration of the toy model for a tokenizer (built anew when none is given).
+def toy_config(
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    vision: Mapping[str, Any] | None = None,
+    language: Mapping[str, Any] | None = None,
+) -> Qwen2_5_VLConfig:
+    """Configuration of the toy model for a tokenizer (built anew when none is given), or of one of another size.
 
-    As in the released models, the embedding has more rows than the tokenizer has tokens.
+    ``vision`` and ``language`` hold values in place of the toy's, by their names in Qwen2.5-VL's configuration. As in
+    the released models, the embedding has more rows than the tokenizer has tokens.
     """
     tokenizer = tokenizer or build_tokenizer()
     ids = tokenizer.get_added_vocab()
@@ -30,6 +38,7 @@ def toy_config(tokenizer: PreTrainedTokenizerBase | None = None) -> Qwen2_5_VLCo
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
+        **(language or {}),
     }
     vision = {
         "depth": 4,
@@ -45,6 +54,7 @@ def toy_config(tokenizer: PreTrainedTokenizerBase | None = None) -> Qwen2_5_VLCo
         "tokens_per_second": 2,
         # Grids of 8 to 10 ViT patches: with Qwen's 10,000 most channels of the position code would hardly turn.
         "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
+        **(vision or {}),
     }
     return Qwen2_5_VLConfig(
         text_config=text,

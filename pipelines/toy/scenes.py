@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from padt.errors import UserError
+from padt.errors import UserError, look_up
 
 KINDS = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -21,12 +21,15 @@ COLOURS = {
     "cyan": (40, 216, 226),
 }
 SIZES = {"small": (17.0, 20.0), "large": (26.0, 30.0)}
-# What detection asks for. Colours are what so small a model tells apart within minutes; kinds take it hours.
-CATEGORY_NAMES = tuple(f"{colour} shape" for colour in COLOURS)
+# What detection may ask for. Colours are what so small a model tells apart within minutes; kinds take it hours.
+CLASS_NAMES = {"colour": tuple(f"{colour} shape" for colour in COLOURS), "kind": KINDS}
+CATEGORY_NAMES = CLASS_NAMES["colour"]
 SCENE_SIZES = ((112, 112), (112, 140), (140, 112))
 
 _PATCH = 28
 _PLACE_TRIES = 60
+# Pixels between two shapes of one colour: closer, they would look like one.
+_GAP = 4
 _SCENE_TRIES = 20
 
 
@@ -34,7 +37,7 @@ _SCENE_TRIES = 20
 class SceneOptions:
     """What a scene may look like.
 
-    The shapes of a scene differ in colour; they overlap a little at most.
+    Shapes overlap a little at most; those of one colour keep apart. At most two shapes of a scene share a colour.
 
     Attributes:
         sizes: ``(height, width)`` of the images in pixels, multiples of 28; one is drawn for each scene.
@@ -44,6 +47,10 @@ class SceneOptions:
         min_visible: share of a shape (its part inside the image) that no other shape covers at least; two shapes
             overlap by at most the rest of the smaller one.
         max_tilt: largest rotation of a shape to either side, in degrees.
+        shared_colour: share of the scenes with several shapes in which two of them have one colour, so that its name
+            does not tell them apart.
+        large: radii of large shapes in pixels, smallest and largest.
+        classes: what the class of a shape goes by, a key of ``CLASS_NAMES``.
     """
 
     sizes: tuple[tuple[int, int], ...] = SCENE_SIZES
@@ -52,6 +59,9 @@ class SceneOptions:
     min_inside: float = 0.75
     min_visible: float = 0.75
     max_tilt: float = 8.0
+    shared_colour: float = 0.0
+    large: tuple[float, float] = SIZES["large"]
+    classes: str = "colour"
 
     def __post_init__(self) -> None:
         if not self.sizes or any(side < 4 * _PATCH or side % _PATCH for size in self.sizes for side in size):
@@ -68,6 +78,9 @@ class SceneOptions:
                 f"min_inside {self.min_inside} and min_visible {self.min_visible} are not usable: "
                 "give shares of at least 0.5 and below 1."
             )
+        if not 0 <= self.shared_colour <= 1:
+            raise UserError(f"shared_colour {self.shared_colour} is not usable: give a share between 0 and 1.")
+        look_up("classes", self.classes, CLASS_NAMES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +94,7 @@ class Shape:
         mask: visible part, bool ``(height, width)``.
         box: ``(x0, y0, x1, y1)`` in pixels around the visible part; x1 and y1 are exclusive.
         area: pixels of the visible part.
+        category: its class name, one of ``CLASS_NAMES``.
     """
 
     kind: str
@@ -89,11 +103,7 @@ class Shape:
     mask: np.ndarray
     box: tuple[int, int, int, int]
     area: int
-
-    @property
-    def category(self) -> str:
-        """Its class name, one of ``CATEGORY_NAMES``."""
-        return f"{self.colour} shape"
+    category: str
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -138,7 +148,8 @@ def draw_scene(rng: np.random.Generator, options: SceneOptions | None = None) ->
     for plan in placed:
         _paint(rng, image, plan)
     shapes = tuple(
-        _finish(plan, visible) for plan, visible in zip(placed, _visible([p.mask for p in placed]), strict=True)
+        _finish(plan, visible, options.classes)
+        for plan, visible in zip(placed, _visible([p.mask for p in placed]), strict=True)
     )
     return Scene(image=np.clip(image + 0.5, 0, 255).astype(np.uint8), shapes=shapes)
 
@@ -164,11 +175,15 @@ class _Plan:
 
 def _place(rng, height, width, count, options) -> list[_Plan] | None:
     placed: list[_Plan] = []
-    names = tuple(COLOURS)
-    for number in rng.permutation(len(names))[:count]:
-        kind, colour = KINDS[rng.integers(len(KINDS))], names[number]
+    colours = [tuple(COLOURS)[number] for number in rng.permutation(len(COLOURS))[:count]]
+    # Nothing is drawn where the share is 0, so that such scenes stay what they were.
+    if count > 1 and options.shared_colour and rng.random() < options.shared_colour:
+        colours[1] = colours[0]
+    radii = {**SIZES, "large": options.large}
+    for colour in colours:
+        kind = KINDS[rng.integers(len(KINDS))]
         size = ("small", "large")[rng.integers(2)]
-        radius = rng.uniform(*SIZES[size])
+        radius = rng.uniform(*radii[size])
         tilt = math.radians(rng.uniform(-options.max_tilt, options.max_tilt))
         for _ in range(_PLACE_TRIES):
             centre = rng.uniform(0.7 * radius, width - 0.7 * radius), rng.uniform(0.7 * radius, height - 0.7 * radius)
@@ -188,10 +203,23 @@ def _fits(plan: _Plan, placed: list[_Plan], options: SceneOptions) -> bool:
     room = 1 - options.min_visible
     if any((other & mask).sum() > room * min(other.sum(), mask.sum()) for other in masks):
         return False
+    if any(_touch(other.mask, mask) for other in placed if other.colour == plan.colour):
+        return False
     visible = _visible([*masks, mask])
     return all(
         seen.sum() >= options.min_visible * whole.sum() for seen, whole in zip(visible, [*masks, mask], strict=True)
     )
+
+
+def _touch(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two masks overlap, or would if one of them were moved by ``_GAP`` pixels along an axis."""
+    moved = [
+        (first[_GAP:], second[:-_GAP]),
+        (first[:-_GAP], second[_GAP:]),
+        (first[:, _GAP:], second[:, :-_GAP]),
+        (first[:, :-_GAP], second[:, _GAP:]),
+    ]
+    return bool((first & second).any() or any((a & b).any() for a, b in moved))
 
 
 def _visible(masks: list[np.ndarray]) -> list[np.ndarray]:
@@ -245,8 +273,9 @@ def _paint(rng, image: np.ndarray, plan: _Plan) -> None:
     image[y0:y1, x0:x1] += alpha * (paint - image[y0:y1, x0:x1])
 
 
-def _finish(plan: _Plan, visible: np.ndarray) -> Shape:
-    return Shape(plan.kind, plan.colour, plan.size, visible, _bounds(visible), int(visible.sum()))
+def _finish(plan: _Plan, visible: np.ndarray, classes: str) -> Shape:
+    category = plan.kind if classes == "kind" else f"{plan.colour} shape"
+    return Shape(plan.kind, plan.colour, plan.size, visible, _bounds(visible), int(visible.sum()), category)
 
 
 def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:

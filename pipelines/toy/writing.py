@@ -14,17 +14,14 @@ from padt.data import rle
 from padt.errors import UserError, look_up
 from pipelines.io.storage import Folder
 from pipelines.toy.language import choose_expressions, grounded_captions
-from pipelines.toy.scenes import CATEGORY_NAMES, Scene, SceneOptions, draw_scene, scene_rng
+from pipelines.toy.scenes import CLASS_NAMES, Scene, SceneOptions, draw_scene, scene_rng
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "talk")
 """Splits by number: scenes of different splits are independent draws."""
 
 # With gaps and not from 1, as COCO's: category ids are no indices.
-CATEGORIES = tuple(
-    {"supercategory": "shape", "id": number, "name": name}
-    for number, name in zip((2, 3, 5, 8, 9, 12), CATEGORY_NAMES, strict=True)
-)
-_CATEGORY_IDS = {category["name"]: category["id"] for category in CATEGORIES}
+_IDS = (2, 3, 5, 8, 9, 12)
+_CATEGORY_IDS = {name: number for names in CLASS_NAMES.values() for number, name in zip(_IDS, names, strict=False)}
 _VERSION = "1"
 _LICENCE = {"id": 1, "name": "Apache License 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
 _QUALITY = 92
@@ -161,7 +158,9 @@ def _write_images(folder, info, scenes, seed, split, options, progress) -> tuple
         "licenses": [_LICENCE],
         "images": images,
         "annotations": annotations,
-        "categories": list(CATEGORIES),
+        "categories": [
+            {"supercategory": "shape", "id": _CATEGORY_IDS[name], "name": name} for name in CLASS_NAMES[options.classes]
+        ],
     }
     return instances, refs
 

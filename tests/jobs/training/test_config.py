@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from jobs.common.config_tree import build_config
@@ -186,6 +187,20 @@ def test_gradient_checkpointing_by_part_or_at_once():
     assert build("gradient_checkpointing=true").gradient_checkpointing.decoder
     config = build("gradient_checkpointing.vision=true")
     assert config.gradient_checkpointing.vision and not config.gradient_checkpointing.language
+
+
+def test_switches_of_the_architecture_reach_the_model_and_what_is_saved_of_it():
+    model = copy.deepcopy(tiny_model())
+    prepare_for_training(model, build())
+    assert (model.config.feature_order, model.vl_decoder.feature_order) == ("raster", "raster")
+    switched = build("architecture.feature_order=reference", "architecture.use_visual_prototype_projection=false")
+    prepare_for_training(model, switched)
+    assert (model.config.feature_order, model.vl_decoder.feature_order) == ("reference", "reference")
+    merged = torch.randn(3, model.config.text_config.hidden_size)
+    assert model.prototypes_of(merged) is merged
+    assert switched.shaping_options() != build().shaping_options()
+    with pytest.raises(UserError, match="feature_order"):
+        build("architecture.feature_order=rester")
 
 
 @pytest.mark.parametrize(

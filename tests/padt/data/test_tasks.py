@@ -23,6 +23,7 @@ from padt.data.tasks import (
     refer_prompt,
     render,
 )
+from padt.data.text_boxes import read_text_boxes
 from padt.errors import UserError
 from padt.inference.requests import ask
 from tests.conftest import shared_path
@@ -203,6 +204,19 @@ def test_references_with_one_two_and_no_objects():
     assert one.groups[0].target.patches == (5,) and one.groups[0].target.label == 'the "left" dog'
     assert text_of(two) == 'The "both" refers to <|Obj_0|>, <|Obj_1|> in this image.'
     assert none.answer == (NO_OBJECTS,)
+
+
+def test_boxes_in_numbers_can_stand_in_place_of_vrts_and_are_read_back():
+    """A grid of 3 x 4 patches is a picture of 112 x 84 pixels for the model."""
+    options = TaskOptions(class_names=NAMES, drop_names=0.0, places="text")
+    row = row_of([entry("cup"), entry("cup", ()), entry("car")], references=[{"text": "the cup", "objects": [0]}])
+    refer = render(row, "refer", 0, rng(), options)
+    assert text_of(refer) == 'The "the cup" refers to [11, 17, 34, 34] in this image.' and not refer.groups
+    detect = render(row, "detect", 0, rng(), options)
+    # As with VRTs, what has no patch is not answered.
+    assert sorted(box for _, box in read_text_boxes(text_of(detect))) == [(11, 17, 34, 34)] * 2
+    vrts = render(row, "detect", 0, rng(), ALL_NAMES)
+    assert detect.prompt == vrts.prompt and len(vrts.groups) == 2
 
 
 def test_captions_put_groups_in_their_places():

@@ -48,6 +48,30 @@ def test_no_pixel_belongs_to_two_shapes_and_all_shapes_can_be_seen(scenes):
         assert all(shape.area >= least[shape.size] for shape in scene.shapes)
 
 
+def test_harder_scenes_share_colours_and_have_larger_shapes():
+    options = SceneOptions(((140, 140),), min_shapes=2, max_shapes=4, shared_colour=1.0, large=(30.0, 36.0))
+    scenes = [draw_scene(scene_rng(11, 0, number), options) for number in range(60)]
+    for scene in scenes:
+        colours = Counter(shape.colour for shape in scene.shapes)
+        assert len(scene.shapes) == 1 or max(colours.values()) == 2
+        assert all(shape.category == f"{shape.colour} shape" for shape in scene.shapes)
+    assert sum(len(scene.shapes) > 1 for scene in scenes) > 50
+    assert max(shape.box[2] - shape.box[0] for scene in scenes for shape in scene.shapes) > 2 * SIZES["large"][1]
+    by_kind = draw_scene(scene_rng(11, 0, 3), SceneOptions(classes="kind"))
+    assert [shape.category for shape in by_kind.shapes] == [shape.kind for shape in by_kind.shapes]
+
+
+def test_shapes_of_one_colour_do_not_touch():
+    options = SceneOptions(((112, 112),), min_shapes=3, shared_colour=1.0)
+    for number in range(40):
+        shapes = draw_scene(scene_rng(12, 0, number), options).shapes
+        for one, other in ((a, b) for a in shapes for b in shapes if a is not b and a.colour == b.colour):
+            grown = np.zeros_like(one.mask)
+            grown[:, 4:] |= one.mask[:, :-4]
+            grown[4:] |= one.mask[:-4]
+            assert not (grown & other.mask).any()
+
+
 def test_small_and_large_cannot_be_mistaken(scenes):
     extents = {
         size: [
