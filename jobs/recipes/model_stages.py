@@ -3,15 +3,12 @@
 import posixpath
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from jobs.recipes.stage import Stage, StageContext
-from padt.errors import look_up
 from pipelines.io.storage import Folder
-
-_LAYOUTS = ("hub", "released")
 
 
 class ToyModelStage(Stage):
@@ -47,18 +44,12 @@ class ExportStage(Stage):
 
     Attributes:
         model: model folder or registry alias.
-        to: ``hub`` (plain Qwen2.5-VL, from which prototypes and decoder start fresh) or ``released``.
+        to: as `padt export --to` has it; ``hub`` is plain Qwen2.5-VL, from which prototypes and decoder start fresh.
     """
 
     kind: ClassVar[str] = "export"
     model: str
-    to: str
-
-    @field_validator("to")
-    @classmethod
-    def _known(cls, to: str) -> str:
-        look_up("to: layout", to, dict.fromkeys(_LAYOUTS))
-        return to
+    to: Literal["hub", "released", "padt"]
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.registry.export.run_export``."""

@@ -14,7 +14,7 @@ from jobs.recipes.stages import TrainStage
 from padt.errors import UserError
 
 NAMES = sorted(packaged_recipes())
-OF_THE_PAPER = [name for name in NAMES if name not in ("toy", "pro_lora_24gb")]
+OF_THE_PAPER = [name for name in NAMES if name not in ("toy", "toy_ablation", "pro_lora_24gb")]
 
 
 def training(recipe, stage="finetune"):
@@ -31,7 +31,7 @@ def write(folder: Path, name: str, **tree: object) -> str:
 def test_all_sizes_of_all_recipes_are_there():
     families = ("pretrain_objects365", "rec", "ovd", "ric", "pro", "pro_clean")
     expected = {f"{family}_{size}" for family in families for size in ("3b", "7b")}
-    assert set(NAMES) == expected | {"pro_lora_24gb", "toy"}
+    assert set(NAMES) == expected | {"pro_lora_24gb", "toy", "toy_ablation"}
     assert all(about_recipes().values()), "the list says what each is"
 
 
