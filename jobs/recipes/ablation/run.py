@@ -101,8 +101,9 @@ def run_ablation(
             cell.seed,
             result.seconds,
             ", ".join(
-                f"{column.head} {result.metrics.get(column.metric, float('nan')):.3f}"
+                f"{column.head} {result.metrics[column.metric] * column.scale:.1f}"
                 for column in ablation.config.metrics
+                if column.metric in result.metrics
             ),
         )
         # After every cell, so that what is there can be read while the others run.
