@@ -22,7 +22,9 @@ from pipelines.loader.reader import ReaderOptions
 CONFIGS = Path(__file__).parent / "configs"
 # Options that do not shape the weights; everything else does, new options too.
 NOT_SHAPING: Any = {
-    **dict.fromkeys(("model", "output", "reader", "checkpoint", "tracking", "max_failures", "log_every"), True),
+    **dict.fromkeys(
+        ("model", "output", "reader", "checkpoint", "tracking", "max_failures", "max_skipped_steps", "log_every"), True
+    ),
     **dict.fromkeys(("gpu", "gpu_gib", "cpus_per_worker", "threads_per_worker", "attn_implementation"), True),
     **dict.fromkeys(("gradient_checkpointing", "packing", "engine", "launcher"), True),
     **dict.fromkeys(("workers", "batch_size", "gradient_accumulation_steps", "global_batch_size"), True),
@@ -155,6 +157,8 @@ class TrainConfig(Section):
             ``auto``: where FlashAttention computes the attention; other kernels take the time of the whole square.
         threads_per_worker: CPU threads of PyTorch in a worker (more than the free cores slows it down badly).
         max_failures: how often a worker group that died is restored from its last checkpoint.
+        max_skipped_steps: steps in a row whose loss or gradient may be other than finite. Each is left out on all
+            workers alike, and the keys of its samples are kept in ``<output>/skipped``; one more ends the run.
         log_every: optimiser steps between metric records.
     """
 
@@ -189,6 +193,7 @@ class TrainConfig(Section):
     cpus_per_worker: float = Field(default=1, gt=0)
     threads_per_worker: int = Field(default=1, ge=1)
     max_failures: int = Field(default=3, ge=-1)
+    max_skipped_steps: int = Field(default=3, ge=0)
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: int = Field(default=10, ge=1)
     tracking: TrackingConfig = TrackingConfig()

@@ -1,5 +1,6 @@
 """The training loop of one worker: batches in, optimiser steps, metrics, checkpoints, and the model at the end."""
 
+import json
 import logging
 import math
 import posixpath
@@ -18,9 +19,10 @@ import torch.distributed as dist
 from jobs.training import checkpoint
 from jobs.training.config import TrainConfig
 from jobs.training.engine.backend import Engine, StepOutcome
-from jobs.training.meter import Meter, added_over_ranks, batch_counts, mean_losses, step_counts
+from jobs.training.meter import Meter, added_over_ranks, batch_counts, mean_losses, shares, step_counts
 from jobs.training.metrics_log import QUARANTINED, Record
 from jobs.training.optimizer import learning_rate
+from jobs.training.workload import Workload, device_memory, utilisation
 from padt.data.collate import Batch
 from padt.errors import UserError
 from padt.model.losses import LossCounts
@@ -71,10 +73,11 @@ class Session:
         self.processor = processor
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.settings = job.config.loss
+        self.workload = Workload(engine.module, [index.name for index in job.plan.mixture.indices])
         self.step = 0
         self.samples = 0
         self.quarantined: dict[str, str] = {}
-        self.skipped = 0
+        self.skipped = self.skipped_in_a_row = 0
         self._grad_norm: float | None = None
 
     def note(self, text: str) -> None:
@@ -102,7 +105,7 @@ class Session:
             report: called by all ranks together with a folder that holds this rank's part of a checkpoint.
 
         Raises:
-            UserError: a shard or too many samples cannot be read, or the loss is not finite.
+            UserError: a shard or too many samples cannot be read, or too many steps were not finite.
         """
         config, total = self.job.config, self.job.total_steps
         meter = Meter()
@@ -160,43 +163,58 @@ class Session:
             loss += total
             own = batch_counts(batch)
             divisors = own if self.settings.average == "rank" else counts
-            tokens = int(batch.attention_mask.sum())
-            meter.add(total, output.parts, own=own, divisors=divisors, tokens=tokens)
+            meter.add(
+                total,
+                output.parts,
+                own=own,
+                divisors=divisors,
+                tokens=int(batch.attention_mask.sum()),
+                flops=self.workload.flops(batch),
+                shares=self.workload.shares(batch),
+            )
         rate = learning_rate(self.step, self.job.total_steps, self.job.config.optimizer)
         outcome = self.engine.step(rate, loss)
         self._grad_norm = outcome.norm
         if not (math.isfinite(outcome.loss) and math.isfinite(outcome.norm) and outcome.applied):
             self._check(outcome, [key for _, batch in batches for key in batch.keys if key])
+        else:
+            self.skipped_in_a_row = 0
 
     def _check(self, outcome: StepOutcome, keys: list[str]) -> None:
-        """Tell of a step whose gradient was left out, and end before weights are saved that one has spoilt.
+        """Tell of a step that was left out and keep its samples' keys; end after too many in a row.
 
         Raises:
-            UserError: the loss is not finite, or the gradient is not and no further step would be better.
+            UserError: so many steps were left out one after another, or bad weights would be saved.
         """
         bad = None
         if not math.isfinite(outcome.loss):
             bad = f"{outcome.loss} on rank {self.rank} (keys {', '.join(keys)})"
-        told = [bad]
+        told = [(bad, keys)]
         if self.world > 1 and not math.isfinite(outcome.norm):
             # The norm is the same on all ranks, so all of them are here.
-            told = [None] * self.world
-            dist.all_gather_object(told, bad)
-        if any(told):
-            raise UserError(
-                f"The loss of step {self.step + 1} is {'; '.join(filter(None, told))}: lower optimizer.lr, or look at "
-                "these rows with `padt inspect`."
-            )
-        if outcome.applied or self.job.config.precision == "fp32":
-            raise UserError(
-                f"The gradient of step {self.step + 1} is not finite (norm {outcome.norm}), although the loss is: "
-                "lower optimizer.lr, or set optimizer.max_grad_norm, and run the command again; it goes on from the "
-                "last checkpoint."
-            )
+            told *= self.world
+            dist.all_gather_object(told, (bad, keys))
+        losses = "; ".join(loss for loss, _ in told if loss)
         self.skipped += 1
+        self.skipped_in_a_row += 1
+        file = f"skipped/{checkpoint.name_of(self.step + 1)}.json"
+        if self.rank == 0:
+            found = {"loss": losses or "finite", "gradient_norm": str(outcome.norm), "keys": [each for _, each in told]}
+            Folder(self.job.config.output).write(file, json.dumps(found, indent=1) + "\n")
+        # Without ZeRO, and in fp32 with it, DeepSpeed cannot leave a step out and go on.
+        spoilt = outcome.applied or (self.engine.name == "deepspeed" and self.job.config.precision == "fp32")
+        if spoilt or self.skipped_in_a_row > self.job.config.max_skipped_steps:
+            what = f"loss of step {self.step + 1} is {losses}"
+            if not losses:
+                what = f"gradient of step {self.step + 1} is not finite (norm {outcome.norm}), although the loss is"
+            raise UserError(
+                f"The {what}; {self.skipped_in_a_row} such step(s) in a row: lower optimizer.lr, set "
+                f"optimizer.max_grad_norm, or look at the rows of {file} with `padt inspect`, and run the command "
+                "again; it goes on from the last checkpoint."
+            )
         self.note(
-            f"step {self.step + 1} was left out: its gradient is not finite ({self.skipped} such step(s) so far). "
-            "Where this goes on, lower optimizer.lr"
+            f"step {self.step + 1} was left out: its {'loss' if losses else 'gradient'} is not finite "
+            f"({self.skipped} such step(s) so far, keys in {file}). Where this goes on, lower optimizer.lr"
         )
 
     def _log(self, meter: Meter, waited: float) -> None:
@@ -206,6 +224,9 @@ class Session:
         sums = added_over_ranks(meter.sums(waited / seconds), world)
         metrics = {
             **mean_losses(sums),
+            **shares(sums),
+            **utilisation(sums["flops"], seconds, self.engine.device, world),
+            **device_memory(self.engine.device, world),
             "train/lr": learning_rate(self.step - 1, self.job.total_steps, self.job.config.optimizer),
             "train/epoch": self._epochs_done(),
             "perf/samples_per_s": sums["samples"] / seconds,

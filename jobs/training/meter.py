@@ -16,6 +16,11 @@ def loss_metric(name: str) -> str:
     return f"train/loss_{name}"
 
 
+def share_metric(kind: str) -> str:
+    """Name of the share of samples of a task, or of a set as ``set_NAME``, in records and MLflow."""
+    return f"data/share_{kind}"
+
+
 @dataclass
 class Meter:
     """Sums of one rank since the last record."""
@@ -26,7 +31,9 @@ class Meter:
     tokens: int = 0
     objects: int = 0
     masks: int = 0
+    flops: int = 0
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    shares: dict[str, int] = field(default_factory=dict)
 
     def add(
         self,
@@ -36,6 +43,8 @@ class Meter:
         own: LossCounts,
         divisors: LossCounts,
         tokens: int,
+        flops: int = 0,
+        shares: Mapping[str, int] | None = None,
     ) -> None:
         """Count one batch; losses stay on their device.
 
@@ -45,10 +54,15 @@ class Meter:
             own: samples, objects and masks in the batch.
             divisors: what sums over these were divided by.
             tokens: in the batch.
+            flops: operations that the batch asks for.
+            shares: samples by kind; every batch of every rank has the same kinds.
         """
         self.batches += 1
         self.samples += own.samples
         self.tokens += tokens
+        self.flops += flops
+        for kind, count in (shares or {}).items():
+            self.shares[kind] = self.shares.get(kind, 0) + count
         self.objects += own.objects
         self.masks += own.masks
         values = {"train/loss": total}
@@ -60,8 +74,9 @@ class Meter:
     def sums(self, wait_share: float) -> dict[str, torch.Tensor]:
         """What the ranks add up by name, fp32 scalars: losses, counts, and the share of time spent waiting for data."""
         device = next(iter(self.losses.values())).device
-        names = ("batches", "samples", "objects", "masks", "tokens")
+        names = ("batches", "samples", "objects", "masks", "tokens", "flops")
         numbers = {**{name: getattr(self, name) for name in names}, "wait_share": wait_share}
+        numbers |= {share_metric(kind): count for kind, count in self.shares.items()}
         return {
             **{name: value.float() for name, value in self.losses.items()},
             **{name: torch.tensor(float(value), device=device) for name, value in numbers.items()},
@@ -114,3 +129,9 @@ def mean_losses(sums: Mapping[str, float]) -> dict[str, float]:
         if count := sums[term.mean_over]:
             means[loss_metric(name)] = sums[loss_metric(name)] / count
     return means
+
+
+def shares(sums: Mapping[str, float]) -> dict[str, float]:
+    """The mixture as it came out, by metric name, from the sums of all ranks: shares of the samples."""
+    kinds = [name for name in sums if name.startswith(share_metric(""))]
+    return {name: sums[name] / sums["samples"] for name in kinds if sums[name]}

@@ -177,10 +177,11 @@ class RunLog:
         get = record.metrics.get
         shown = {"loss": "train/loss", **{name: loss_metric(name) for name in LOSS_TERMS}}
         parts = " ".join(f"{name} {get(key):.3f}" for name, key in shown.items() if key in record.metrics)
+        mfu = f"MFU {100 * get('perf/mfu', 0.0):.0f}%, " if "perf/mfu" in record.metrics else ""
         return (
             f"{self._label} {record.step}/{record.total} {100 * record.step // record.total:3d}% | {parts} | "
             f"lr {get('train/lr', 0.0):.1e} | {get('perf/samples_per_s', 0.0):.1f} samples/s, "
-            f"data wait {100 * get('perf/data_wait_frac', 0.0):.0f}% | {left // 60}:{left % 60:02d} left"
+            f"{mfu}data wait {100 * get('perf/data_wait_frac', 0.0):.0f}% | {left // 60}:{left % 60:02d} left"
         )
 
 
