@@ -29,6 +29,16 @@ SentenceKinds = Annotated[
     str | None,
     typer.Option(help="YAML of kinds of sentences, scored apart by their words: `place: left|right|top|bottom`."),
 ]
+Report = Annotated[
+    bool, typer.Option("--report/--no-report", help="Write report.html beside the scores: why answers are wrong.")
+]
+MissingLabels = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder for confident detections that the truth lacks, with their pictures; FiftyOne opens it. Any URL."
+    ),
+]
+MissingScore = Annotated[float, typer.Option(min=0, max=1, help="Least score of a label that may be missing.")]
 Released = Annotated[bool, typer.Option(help="Also score by the released scorers' protocols.")]
 MLflow = Annotated[
     bool | None, typer.Option("--mlflow/--no-mlflow", help="Enter scores in MLflow; default: with MLFLOW_TRACKING_URI.")
@@ -48,7 +58,7 @@ def evaluate(
     data: Annotated[list[str], typer.Argument(help="Prepared sets; any URL.")],
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", help="Folder for answers, scores and pictures; of several sets one folder each."),
+        typer.Option("--out", "-o", help="Folder for answers, scores and report; of several sets one folder each."),
     ] = None,
     task: Tasks = None,
     limit: Limit = None,
@@ -70,6 +80,9 @@ def evaluate(
     synonyms: Synonyms = None,
     sentence_kinds: SentenceKinds = None,
     released: Released = False,
+    report: Report = True,
+    missing_labels: MissingLabels = None,
+    missing_score: MissingScore = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw earlier answers in --out away.")] = False,
     mlflow: MLflow = None,
 ) -> None:
@@ -78,15 +91,16 @@ def evaluate(
     Answers are kept in --out as they come: after an interruption the same command goes on.
     """
     from jobs.evaluation.evaluate import run_evaluate
+    from jobs.evaluation.report.publish import ReportOptions
     from jobs.evaluation.tracking import wanted_tracking
     from padt.inference.refine import Refinement
     from padt.inference.requests import GenerationSettings
     from padt.metrics.refer import mean_of_splits
 
     refinement = Refinement.asked(refine, refine_prompt, refine_model)
-    folders = _folders(out, data)
+    folders, reviews = _folders(out, data), _folders(missing_labels, data)
     splits: dict[str, dict[str, float]] = {}
-    for url, folder in zip(data, folders, strict=True):
+    for url, folder, review in zip(data, folders, reviews, strict=True):
         result = run_evaluate(
             model,
             url,
@@ -104,6 +118,7 @@ def evaluate(
             synonyms=synonyms,
             sentence_kinds=sentence_kinds,
             released=released,
+            report=ReportOptions(report, missing_labels=review, missing_score=missing_score),
             refine=refinement,
             load_options={name: value for name, value in (("device", device), ("dtype", dtype)) if value},
             overwrite=overwrite,
@@ -119,6 +134,7 @@ def evaluate(
 @app.command(
     **examples(
         "padt score runs/scores --data runs/coco-val",
+        "padt score runs/scores --data runs/coco-val --missing-labels runs/review",
         "padt score detector.json --data runs/coco-val --synonyms names.yaml --out runs/detector",
     )
 )
@@ -128,7 +144,7 @@ def score(
     ],
     data: Annotated[str, typer.Option("--data", "-d", help="Prepared set; any URL.")],
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="Folder for scores and pictures; default: the evaluation's own.")
+        str | None, typer.Option("--out", "-o", help="Folder for scores and report; default: the evaluation's own.")
     ] = None,
     task: Tasks = None,
     limit: Limit = None,
@@ -136,9 +152,13 @@ def score(
     synonyms: Synonyms = None,
     sentence_kinds: SentenceKinds = None,
     released: Released = False,
+    report: Report = True,
+    missing_labels: MissingLabels = None,
+    missing_score: MissingScore = 0.5,
     mlflow: MLflow = None,
 ) -> None:
     """Score stored answers again, or another system's COCO results; counts what does not fit the data."""
+    from jobs.evaluation.report.publish import ReportOptions
     from jobs.evaluation.score import run_score
     from jobs.evaluation.tracking import wanted_tracking
 
@@ -153,6 +173,7 @@ def score(
             synonyms=synonyms,
             sentence_kinds=sentence_kinds,
             released=released,
+            report=ReportOptions(report, missing_labels=missing_labels, missing_score=missing_score),
             mlflow=wanted_tracking(mlflow),
         )
     )

@@ -16,7 +16,7 @@ from jobs.common.progress_bar import counting
 from jobs.evaluation.answerer import ModelAnswerer
 from jobs.evaluation.answers import answer_here, answer_on_ray, checked, computed_in, windows
 from jobs.evaluation.checks import check_heads, check_scorers, wanted_masks
-from jobs.evaluation.report import publish_report
+from jobs.evaluation.report.publish import ReportOptions, publish_report
 from jobs.evaluation.samples import EvalSet, open_eval_set, policy_mismatch
 from jobs.evaluation.scoring import SetScores, read_kinds, read_synonyms, remarks, score_records
 from jobs.evaluation.store import AnswerStore, EvaluationPlan, normalised
@@ -91,7 +91,7 @@ def run_evaluate(
     sentence_kinds: str | os.PathLike | Mapping[str, str] | None = None,
     set_name: str | None = None,
     released: bool = False,
-    pictures: int = 12,
+    report: ReportOptions | None = None,
     refine: "Refinement | None" = None,
     load_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -118,7 +118,7 @@ def run_evaluate(
         sentence_kinds: kinds of sentences that are also scored apart, see ``jobs.evaluation.scoring.read_kinds``.
         set_name: middle part of the metrics' names; default: the manifest's name.
         released: also score by the released scorers' protocols (metrics ``released_*``).
-        pictures: samples on the contact sheet.
+        report: what to leave besides the scores: ``report.html``, a contact sheet, labels that may be missing.
         refine: let SAM 2 refine the masks before they are kept and scored; None = the model's own.
         load_options: further arguments of ``padt.load_model``, such as ``device`` and ``dtype``.
         overwrite: throw away what lies in ``out_dir`` from an earlier evaluation.
@@ -139,6 +139,7 @@ def run_evaluate(
     if out is not None:
         Folder(out).check_target()
     data = open_eval_set(str(data_url), tasks, limit)
+    (report or ReportOptions()).check(data)
     found = find_model(model)
     options = dict(load_options or {})
     chosen = _settings(data, settings, max_new_tokens, masks)
@@ -185,8 +186,7 @@ def run_evaluate(
             scores.metrics["boxes_per_second"] = answered.boxes / answered.seconds
         summary = summarise(about, scores, warnings)
         summary |= {"batch_size": batch_size, "samples": len(data.samples), "seconds": round(answered.seconds, 2)}
-        if out is not None:
-            publish_report(out, data, answered.records, scores.results, summary, pictures)
+        publish_report(out, data, answered.records, scores.results, summary, chosen.masks, others, report)
     except Exception as error:
         if out is None:
             raise

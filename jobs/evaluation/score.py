@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.evaluation.checks import check_scorers
 from jobs.evaluation.evaluate import EvaluationResult, summarise
-from jobs.evaluation.report import publish_report
+from jobs.evaluation.report.publish import ReportOptions, publish_report
 from jobs.evaluation.samples import EvalSet, open_eval_set
 from jobs.evaluation.scoring import read_kinds, read_synonyms, score_records
 from jobs.evaluation.store import AnswerStore, read_parquet
@@ -40,7 +40,7 @@ def run_score(
     sentence_kinds: str | os.PathLike | Mapping[str, str] | None = None,
     set_name: str | None = None,
     released: bool = False,
-    pictures: int = 12,
+    report: ReportOptions | None = None,
     mlflow: bool = False,
 ) -> EvaluationResult:
     """Score answers that are there already.
@@ -58,7 +58,7 @@ def run_score(
             default: as was asked.
         set_name: middle part of the metrics' names; default: as before, else the manifest's name.
         released: also score by the released scorers' protocols (metrics ``released_*``).
-        pictures: samples on the contact sheet.
+        report: what to leave besides the scores: ``report.html``, a contact sheet, labels that may be missing.
         mlflow: also enter the scores in MLflow, as a run of their own.
 
     Raises:
@@ -85,6 +85,7 @@ def run_score(
     )
     with_masks = made and data.has_masks if masks is None else masks
     check_scorers(data, with_masks)
+    (report or ReportOptions()).check(data)
     categories = [(category.id, category.name) for category in data.manifest.categories]
     others = read_synonyms(str(synonyms), categories) if synonyms is not None else about.get("synonyms")
     kinds = read_kinds(about.get("sentence_kinds") if sentence_kinds is None else sentence_kinds)
@@ -106,8 +107,7 @@ def run_score(
     }
     summary = summarise(about, scores, warnings) | {"samples": len(data.samples)}
     out = str(out_dir) if out_dir is not None else (place if plan is not None else None)
-    if out is not None:
-        publish_report(out, data, kept, scores.results, summary, pictures)
+    publish_report(out, data, kept, scores.results, summary, with_masks, others, report)
     if mlflow:
         track(summary, out)
     return EvaluationResult(

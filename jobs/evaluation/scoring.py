@@ -101,19 +101,50 @@ def score_records(
 
 
 def found_objects(prediction: Mapping[str, Any], calibrated: bool = True) -> list[FoundObject]:
-    """Objects of an answer; those with a value that is not finite, which no metric can take, are left out.
+    """Objects of an answer, as ``finite_objects`` has them.
 
     Args:
         prediction: the answer.
         calibrated: with the scores that rank; False = with the decoder's, as they were before any calibration.
     """
-    objects = [FoundObject.from_dict(found) for found in prediction["objects"]]
-    if not calibrated:
-        scores = [found.get("uncalibrated_score") for found in prediction["objects"]]
-        objects = [
-            one if score is None else replace(one, score=score) for one, score in zip(objects, scores, strict=True)
-        ]
-    return [one for one in objects if all(math.isfinite(value) for value in (one.score, *one.box))]
+    objects = []
+    for entry in finite_objects(prediction):
+        one, score = FoundObject.from_dict(entry), entry.get("uncalibrated_score")
+        objects.append(one if calibrated or score is None else replace(one, score=score))
+    return objects
+
+
+def finite_objects(prediction: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Entries of an answer's objects; those with a value that is not finite, which no metric can take, are left out."""
+    return [
+        entry
+        for entry in prediction["objects"]
+        if all(math.isfinite(value) for value in (entry["score"], *entry["box"]))
+    ]
+
+
+def renamed(objects: Sequence[FoundObject], synonyms: Mapping[str, str] | None) -> list[FoundObject]:
+    """Objects under the names of their categories.
+
+    Args:
+        objects: of an answer.
+        synonyms: category by other names, folded as labels are compared.
+    """
+    if not synonyms:
+        return list(objects)
+    return [replace(one, label=synonyms.get(fold(one.label), one.label)) for one in objects]
+
+
+def caption_answer(prediction: Mapping[str, Any] | None) -> CaptionAnswer:
+    """A generated caption as it is scored; None, an answer that never came, is an empty one."""
+    if prediction is None:
+        return CaptionAnswer("", (), 0)
+    return CaptionAnswer(
+        text=prediction["text"],
+        objects=tuple(found_objects(prediction)),
+        tokens=int(prediction["tokens"]),
+        truncated=bool(prediction["truncated"]),
+    )
 
 
 def read_synonyms(path: str | Path, categories: Sequence[tuple[int, str]]) -> dict[str, str]:
@@ -225,20 +256,3 @@ def _add_splits(scores: SetScores, data: EvalSet, targets: Sequence[ReferTarget]
 def _add(scores: SetScores, part: Scores) -> None:
     scores.metrics.update(part.metrics)
     scores.counts.update(part.counts)
-
-
-def renamed(objects: Sequence[FoundObject], synonyms: Mapping[str, str] | None) -> list[FoundObject]:
-    """Objects under the categories that their labels are other names of."""
-    if not synonyms:
-        return list(objects)
-    return [replace(one, label=synonyms.get(fold(one.label), one.label)) for one in objects]
-
-
-def caption_answer(prediction: Mapping[str, Any]) -> CaptionAnswer:
-    """An answer as a caption."""
-    return CaptionAnswer(
-        text=prediction["text"],
-        objects=tuple(found_objects(prediction)),
-        tokens=int(prediction["tokens"]),
-        truncated=bool(prediction["truncated"]),
-    )

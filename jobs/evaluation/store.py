@@ -24,8 +24,10 @@ PARTS_FOLDER = "answers"
 PREDICTIONS_FILE = "predictions.parquet"
 METRICS_FILE = "metrics.json"
 COCO_FILE = "coco_results.json"
+MISSING_FILE = "missing_labels.json"
 PICTURES_FILE = "predictions.png"
-REPORT_FILES = (METRICS_FILE, PREDICTIONS_FILE, COCO_FILE, PICTURES_FILE)
+REPORT_FILE = "report.html"
+REPORT_FILES = (METRICS_FILE, PREDICTIONS_FILE, COCO_FILE, MISSING_FILE, PICTURES_FILE, REPORT_FILE)
 """What an evaluation leaves; ``metrics.json`` goes away first and comes back last: where it is, all is whole."""
 _ROW_GROUP = 4096
 

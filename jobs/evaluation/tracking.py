@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.common.mlflow_run import check_server, start_run, tracking_uri
-from jobs.evaluation.store import METRICS_FILE, PICTURES_FILE
+from jobs.evaluation.store import METRICS_FILE, PICTURES_FILE, REPORT_FILE
 from padt.errors import UserError, install_command
 from pipelines.io.storage import Folder
 
@@ -41,7 +41,7 @@ def track(summary: Mapping[str, Any], out: str | None) -> str | None:
 
     Args:
         summary: content of ``metrics.json``.
-        out: folder of the evaluation, whose scores and pictures become artifacts, or None.
+        out: folder of the evaluation, whose scores, pictures and report become artifacts, or None.
 
     Returns:
         The run's id; None where MLflow refused it, which is logged: what was found is in the folder.
@@ -51,7 +51,7 @@ def track(summary: Mapping[str, Any], out: str | None) -> str | None:
         run.log_params({name: summary[name] for name in _PARAMETERS if summary.get(name) is not None})
         run.log_summary(0, summary["metrics"])
         run.log_summary(0, {f"eval/{summary['set']}/counts/{name}": n for name, n in summary["counts"].items()})
-        for name in (METRICS_FILE, PICTURES_FILE):
+        for name in (METRICS_FILE, PICTURES_FILE, REPORT_FILE):
             if out is not None and Folder(out).exists(name):
                 run.log_file(name, Folder(out).read(name))
         run.finish()

@@ -1,14 +1,16 @@
 """Charts as inline SVG, for pages that load nothing; colours come from the page's style, so light and dark both fit."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from padt.drawing.page import Markup, element
 
-_BAR = (140, 10)
+_BAR = (120, 10)
 _PLOT = (320, 240)
 _MARGIN = (46, 10, 10, 40)
 _TICKS = 5
+_LEGEND = 18
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def line_chart(
     """
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    frame = _Frame((min(xs), max(xs)), y_range or (min(ys), max(ys)))
+    frame = _Frame((min(xs), max(xs)), y_range or (min(ys), max(ys)), len(lines) if len(lines) > 1 else 0)
     parts = [*frame.axes(x_title, y_title)]
     for number, line in enumerate(lines):
         points = [frame.place(x, y) for x, y in line.points]
@@ -87,25 +89,28 @@ def line_chart(
         )
         parts += [element("circle", cx=x, cy=y, r=3, class_=("ink", "ink2")[number % 2]) for x, y in points]
         if len(lines) > 1:
-            top = _MARGIN[1] + 12 + 16 * number
-            left = _MARGIN[0] + 12
-            parts.append(element("circle", cx=left, cy=top - 4, r=4, class_=("ink", "ink2")[number % 2]))
-            parts.append(element("text", line.name, x=left + 10, y=top))
+            top = 12 + _LEGEND * number
+            parts.append(element("circle", cx=_MARGIN[0] + 4, cy=top - 4, r=4, class_=("ink", "ink2")[number % 2]))
+            parts.append(element("text", line.name, x=_MARGIN[0] + 14, y=top))
     return frame.drawn(parts, label)
 
 
 class _Frame:
-    """Axes and the way from values to places in the drawing."""
+    """Axes and the way from values to places in the drawing.
 
-    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
+    Args:
+        x_range, y_range: ends of the axes.
+        legend: lines of words above.
+    """
+
+    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float], legend: int = 0) -> None:
         self._ranges = tuple((low, high if high > low else low + 1) for low, high in (x_range, y_range))
+        self._top = _MARGIN[1] + _LEGEND * legend
 
     def place(self, x: float, y: float) -> tuple[str, str]:
         (x0, x1), (y0, y1) = self._ranges
-        left, top = _MARGIN[0], _MARGIN[1]
-        return _at(left + _PLOT[0] * _unit((x - x0) / (x1 - x0))), _at(
-            top + _PLOT[1] * (1 - _unit((y - y0) / (y1 - y0)))
-        )
+        across, up = _unit((x - x0) / (x1 - x0)), _unit((y - y0) / (y1 - y0))
+        return _at(_MARGIN[0] + _PLOT[0] * across), _at(self._top + _PLOT[1] * (1 - up))
 
     def ends(self, first: tuple[float, float], last: tuple[float, float]) -> dict[str, str]:
         (x1, y1), (x2, y2) = self.place(*first), self.place(*last)
@@ -113,26 +118,38 @@ class _Frame:
 
     def axes(self, x_title: str, y_title: str) -> list[Markup]:
         (x0, x1), (y0, y1) = self._ranges
+        foot = self._top + _PLOT[1]
         parts = []
-        for step in range(_TICKS + 1):
-            x, y = x0 + (x1 - x0) * step / _TICKS, y0 + (y1 - y0) * step / _TICKS
-            across, up = self.place(x, y)
+        for y in _ticks(y0, y1):
             parts.append(element("line", **self.ends((x0, y), (x1, y)), class_="rule"))
-            parts.append(element("text", f"{y:.3g}", x=_MARGIN[0] - 6, y=up, dy="0.35em", text_anchor="end"))
-            parts.append(element("text", f"{x:.3g}", x=across, y=_MARGIN[1] + _PLOT[1] + 15, text_anchor="middle"))
+            place = self.place(x0, y)[1]
+            parts.append(element("text", f"{y:.3g}", x=_MARGIN[0] - 6, y=place, dy="0.35em", text_anchor="end"))
+        for x in _ticks(x0, x1):
+            place = self.place(x, y0)[0]
+            parts.append(element("text", f"{x:.3g}", x=place, y=foot + 15, text_anchor="middle"))
         parts.append(element("line", **self.ends((x0, y0), (x1, y0)), class_="axis"))
         parts.append(element("line", **self.ends((x0, y0), (x0, y1)), class_="axis"))
-        middle = _MARGIN[1] + _PLOT[1] // 2
-        below = _MARGIN[1] + _PLOT[1] + 33
-        parts.append(element("text", x_title, x=_MARGIN[0] + _PLOT[0] // 2, y=below, text_anchor="middle"))
+        parts.append(element("text", x_title, x=_MARGIN[0] + _PLOT[0] // 2, y=foot + 33, text_anchor="middle"))
+        middle = self._top + _PLOT[1] // 2
         turned = f"rotate(-90 12 {middle})"
         parts.append(element("text", y_title, x=12, y=middle, transform=turned, text_anchor="middle"))
         return parts
 
     def drawn(self, parts: Sequence[Markup], label: str) -> Markup:
-        width, height = (_PLOT[axis] + _MARGIN[axis] + _MARGIN[axis + 2] for axis in (0, 1))
+        width, height = _PLOT[0] + _MARGIN[0] + _MARGIN[2], self._top + _PLOT[1] + _MARGIN[3]
         box = f"0 0 {width} {height}"
         return element("svg", *parts, width=width, height=height, viewBox=box, role="img", aria_label=label)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About ``_TICKS`` round values from end to end."""
+    rough = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    if high > 1 and float(low).is_integer() and float(high).is_integer():
+        step = max(1.0, step)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
 
 
 def _unit(value: float) -> float:

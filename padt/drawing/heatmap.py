@@ -85,7 +85,7 @@ def _result_panel(picture: Image.Image, grid, found: PredictedObject) -> Image.I
         box=(x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y),
         mask=decode(found.mask) if found.mask else None,
     )
-    drawn = draw_objects(small, [thing], enlarge=False)
+    drawn = draw_objects(small, [thing], least_side=0)
     _mark_order(drawn, grid, found.patches)
     box = ", ".join(f"{value:.0f}" for value in found.box)
     title = f"decoder: score {found.score:.2f}, VRT confidence {found.confidence:.2f}"

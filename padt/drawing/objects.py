@@ -32,7 +32,7 @@ PALETTE: tuple[Colour, ...] = (
     (196, 128, 72),
     (226, 60, 60),
 )
-_LEAST_SIDE = 960
+LEAST_SIDE = 960
 _MOST_FACTOR = 8
 _CROWD = 12
 # With more, tags would hide the picture and each other, and finding places for them takes its time squared.
@@ -52,6 +52,7 @@ class DrawnObject:
         mask: ``(height, width)`` bool of the image's size, or its COCO run lengths, or None.
         patches: patches to tint (the foreground), row-major indices in the grid.
         vrts: patches to emphasise (those that a model named), row-major indices in the grid.
+        colour: number of its colour, so that two pictures can show one thing alike; None = its place in the list.
     """
 
     label: str
@@ -60,6 +61,7 @@ class DrawnObject:
     mask: np.ndarray | Mapping[str, Any] | None = None
     patches: tuple[int, ...] = ()
     vrts: tuple[int, ...] = ()
+    colour: int | None = None
 
 
 def draw_objects(
@@ -67,7 +69,8 @@ def draw_objects(
     objects: Sequence[DrawnObject],
     grid: tuple[int, int] | None = None,
     caption: str | None = None,
-    enlarge: bool = True,
+    least_side: int = LEAST_SIDE,
+    lettering: float = 1.0,
 ) -> Image.Image:
     """Draw objects over an image.
 
@@ -76,34 +79,36 @@ def draw_objects(
         objects: what to draw; the first object has the palette's first colour. More than a hundred get no tags.
         grid: rows and columns of patches ``(grid_h, grid_w)``; draws the grid, and is needed for patches and VRTs.
         caption: text below the picture; its lines are kept and long ones wrapped.
-        enlarge: scale small images up, so that lines and letters find room.
+        least_side: a smaller image is scaled up to about so many pixels, so that lines and letters find room.
+        lettering: size of tags and captions, as a multiple of the usual one, for pictures that are shown small.
 
     Returns:
         A new RGB image, scaled up where the image is small.
     """
     image = image.convert("RGB")
-    factor = _factor(image.size) if enlarge else 1
+    factor = _factor(image.size, least_side)
     size = (round(image.width * factor), round(image.height * factor))
-    style = _Style(max(size), crowded=len(objects) > _CROWD)
+    style = _Style(max(size), crowded=len(objects) > _CROWD, lettering=lettering)
     # Large objects first, so that small ones lie on top of them.
     order = sorted(range(len(objects)), key=lambda number: -_extent(objects[number]))
+    colours = [colour_of(place if item.colour is None else item.colour) for place, item in enumerate(objects)]
     pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC) if factor != 1 else image).astype(np.float32)
     for number in order:
-        _tint_mask(pixels, _decoded(objects[number].mask), colour_of(number), style)
+        _tint_mask(pixels, _decoded(objects[number].mask), colours[number], style)
     cells = _Cells(grid, size) if grid is not None else None
     if cells is not None:
         _draw_grid(pixels, cells)
         for number in order:
-            _tint_patches(pixels, objects[number], cells, colour_of(number), style)
+            _tint_patches(pixels, objects[number], cells, colours[number], style)
     canvas = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
     for number in order:
-        _draw_box(pen, objects[number].box, factor, size, colour_of(number), style)
+        _draw_box(pen, objects[number].box, factor, size, colours[number], style)
     if cells is not None:
         for number in order:
-            _mark_vrts(pen, objects[number].vrts, cells, colour_of(number), style)
+            _mark_vrts(pen, objects[number].vrts, cells, colours[number], style)
     if len(objects) <= _MOST_TAGS:
-        _draw_tags(pen, objects, factor, size, cells, style)
+        _draw_tags(pen, objects, colours, factor, size, cells, style)
     return canvas if not caption else _with_caption(canvas, caption, style)
 
 
@@ -149,10 +154,10 @@ def colour_of(number: int) -> Colour:
 class _Style:
     """Widths and letters for a picture whose longer side has ``side`` pixels; tags are smaller where there are many."""
 
-    def __init__(self, side: int, crowded: bool = False) -> None:
+    def __init__(self, side: int, crowded: bool = False, lettering: float = 1.0) -> None:
         self.line = max(2, round(side / (480 if crowded else 320)))
-        self.font = font_of(max(13, round(side / 46)))
-        self.tag_font = font_of(max(12, round(side / (68 if crowded else 50))))
+        self.font = font_of(round(lettering * max(13, round(side / 46))))
+        self.tag_font = font_of(round(lettering * max(12, round(side / (68 if crowded else 50)))))
         self.line_height = height_of(self.font) + 6
         self.tag_height = height_of(self.tag_font) + 4
 
@@ -172,12 +177,12 @@ class _Cells:
         return self.x[column], self.y[row], self.x[column + 1], self.y[row + 1]
 
 
-def _factor(size: tuple[int, int]) -> float:
+def _factor(size: tuple[int, int], least_side: int) -> float:
     side = max(size)
-    if side >= _LEAST_SIDE:
+    if side >= least_side:
         return 1
     # Whole factors keep the edges of patches and pixels where they are.
-    return min(_MOST_FACTOR, math.ceil(_LEAST_SIDE / side))
+    return min(_MOST_FACTOR, math.ceil(least_side / side))
 
 
 def _blend(region: np.ndarray, where: np.ndarray | None, colour: Colour, share: float) -> None:
@@ -290,7 +295,15 @@ def _mark_vrts(pen, vrts: Sequence[int], cells: _Cells, colour: Colour, style: _
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=_WHITE, width=line)
 
 
-def _draw_tags(pen, objects: Sequence[DrawnObject], factor: float, size, cells: _Cells | None, style: _Style) -> None:
+def _draw_tags(
+    pen,
+    objects: Sequence[DrawnObject],
+    colours: Sequence[Colour],
+    factor: float,
+    size,
+    cells: _Cells | None,
+    style: _Style,
+) -> None:
     taken: list[tuple[float, float, float, float]] = []
     for number, item in enumerate(objects):
         text = item.label if item.score is None else f"{item.label} {item.score:.2f}".strip()
@@ -301,7 +314,7 @@ def _draw_tags(pen, objects: Sequence[DrawnObject], factor: float, size, cells: 
         width, height = pen.textlength(text, font=style.tag_font) + 8, style.tag_height
         tag = _free_place(place, width, height, size, taken)
         taken.append(tag)
-        colour = colour_of(number)
+        colour = colours[number]
         pen.rectangle(tag, fill=colour, outline=INK)
         light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
         ink = INK if light > 130 else _WHITE

@@ -35,20 +35,23 @@ th, td { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top; 
 th { font-weight: 600 } thead th { border-bottom: 1px solid var(--line) } tbody th { font-weight: inherit }
 .long { min-width: 11rem; max-width: 40rem; overflow-wrap: anywhere }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-.flow { columns: 22rem; column-gap: 3rem } .flow h2, .flow h3 { break-after: avoid } .flow tr { break-inside: avoid }
-.flow > div { break-inside: avoid-column } .flow table { min-width: 0 } .flow .wide { overflow: visible }
+.flow { columns: 22rem; column-gap: 3rem } .flow h3 { margin-top: 0; break-after: avoid }
+.flow > div { break-inside: avoid-column; padding-bottom: 1.2rem } .flow tr { break-inside: avoid }
+.flow table { min-width: 0 } .flow .wide { overflow: visible } .flow th, .flow td { padding-right: .7rem }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1.2rem }
+.pairs { grid-template-columns: repeat(auto-fill, minmax(min(34rem, 100%), 1fr)) }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: .4rem }
 figure { margin: 0; min-width: 0 } figcaption { margin-top: .2rem } figcaption, code, p { overflow-wrap: anywhere }
 img { width: 100%; height: auto; display: block } .pair p { margin: 0; font-size: .85rem; opacity: .75 }
 .quiet { opacity: .75 } .alarm { border-left: .4rem solid var(--alarm); background: #d4402a22; padding: .5rem .8rem }
 details { margin: .6rem 0 } summary { cursor: pointer; padding: .2rem 0 }
-svg { max-width: 100%; height: auto; overflow: visible; font: 12px system-ui, sans-serif } svg text { fill: var(--ink) }
-svg.bar { vertical-align: middle } .ink { fill: var(--accent) } .ink2 { fill: var(--second) } .track { fill: #8883 }
+svg { max-width: 100%; height: auto; overflow: visible; font: 12px system-ui, sans-serif }
+svg.bar { vertical-align: middle; max-width: none } svg text { fill: var(--ink) }
+.ink { fill: var(--accent) } .ink2 { fill: var(--second) } .track { fill: #8883 }
 .axis { stroke: var(--ink); stroke-opacity: .55 } .rule { stroke: var(--line) } .mark { stroke: var(--ink) }
 .dashed { stroke: var(--ink); stroke-opacity: .6; stroke-dasharray: 4 4 }
 .line, .line2 { stroke: var(--accent); stroke-width: 2; fill: none } .line2 { stroke: var(--second) }
-@media (max-width: 40rem) { th, td { padding-right: .5rem; font-size: .85rem } .long { min-width: 8rem } }
+@media (max-width: 40rem) { th, td { padding-right: .5rem; font-size: .85rem } .long { min-width: 14rem } }
 @media print { .wide { overflow: visible } }
 """
 _POLICY = (

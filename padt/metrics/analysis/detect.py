@@ -16,6 +16,7 @@ Costs do not add up to what is missing: one mistake may hide another.
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -90,7 +91,7 @@ class DetectAnalysis:
     detections: tuple[GradedDetection, ...]
     missed: tuple[tuple[str, int, str], ...]
 
-    @property
+    @cached_property
     def found(self) -> frozenset[tuple[str, int]]:
         """Image and place of the objects that were found."""
         return frozenset((one.image, one.target) for one in self.detections if one.right and one.target is not None)

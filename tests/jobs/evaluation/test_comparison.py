@@ -10,6 +10,7 @@ from jobs.evaluation.answers import windows
 from jobs.evaluation.comparison.compare import compare_pair, disagreements
 from jobs.evaluation.comparison.pair import open_pair
 from jobs.evaluation.evaluate import answer
+from jobs.evaluation.report.publish import ReportOptions
 from jobs.evaluation.samples import open_eval_set
 from jobs.evaluation.score import run_score
 from jobs.evaluation.store import AnswerStore, EvaluationPlan
@@ -47,7 +48,7 @@ def evaluation(folder, data_url: str, records, **about) -> str:
     plan = EvaluationPlan(data.fingerprint, "m", ("refer",), told["settings"], None, "cpu", "float32", 1, 9, 1)
     store.begin(plan, told, windows(data.samples), False)
     store.finish(records)
-    run_score(str(folder), data_url, pictures=0)
+    run_score(str(folder), data_url, report=ReportOptions(page=False, pictures=0))
     return str(folder)
 
 

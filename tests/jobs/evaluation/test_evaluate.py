@@ -8,8 +8,10 @@ import pytest
 
 from jobs.evaluation.answers import checked, windows
 from jobs.evaluation.evaluate import answer, run_evaluate
+from jobs.evaluation.report.publish import ReportOptions
 from jobs.evaluation.samples import open_eval_set, policy_mismatch
 from jobs.evaluation.scoring import score_records
+from jobs.evaluation.store import REPORT_FILES
 from padt.data.image import ResizePolicy
 from padt.errors import UserError
 from padt.metrics.detect import score_detect
@@ -158,10 +160,10 @@ def test_what_is_wrong_with_answers_is_counted_and_no_nan_ends_the_scoring(mini)
 
 def test_real_model_leaves_a_whole_report(mini, tiny, tmp_path):
     out = tmp_path / "evaluation"
-    options = {"limit": 2, "batch_size": 4, "max_new_tokens": 6, "progress": False, "pictures": 3}
+    options = {"limit": 2, "batch_size": 4, "max_new_tokens": 6, "progress": False}
     result = run_evaluate(tiny, mini, out_dir=out, **options)
-    files = ["coco_results.json", "metrics.json", "plan.json", "predictions.parquet", "predictions.png"]
-    assert sorted(file.name for file in out.iterdir()) == files
+    files = {*REPORT_FILES, "plan.json"}
+    assert {file.name for file in out.iterdir()} == files
     summary = json.loads((out / "metrics.json").read_text())
     assert summary["metrics"] == result.metrics
     assert {"eval/mini/precision_at_0.5", "eval/mini/gIoU", "eval/mini/bbox_AP50"} <= set(result.metrics)
@@ -177,8 +179,10 @@ def test_real_model_leaves_a_whole_report(mini, tiny, tmp_path):
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="tasks: .* --overwrite"):
         run_evaluate(tiny, mini, tasks=["refer"], out_dir=out, set_name="again", **options)
-    run_evaluate(tiny, mini, tasks=["refer"], out_dir=out, set_name="again", overwrite=True, **options)
-    assert sorted(file.name for file in out.iterdir()) == sorted(["notes.txt", *set(files) - {"coco_results.json"}])
+    options |= {"overwrite": True, "report": ReportOptions(page=False)}
+    run_evaluate(tiny, mini, tasks=["refer"], out_dir=out, set_name="again", **options)
+    gone = {"coco_results.json", "missing_labels.json", "report.html"}
+    assert {file.name for file in out.iterdir()} == {"notes.txt", *files} - gone
     assert all(name.startswith("eval/again/") for name in json.loads((out / "metrics.json").read_text())["metrics"])
 
 

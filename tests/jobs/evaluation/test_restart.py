@@ -13,6 +13,7 @@ import pytest
 
 from jobs.evaluation.answers import windows
 from jobs.evaluation.evaluate import answer, run_evaluate
+from jobs.evaluation.report.publish import ReportOptions
 from jobs.evaluation.samples import open_eval_set
 from jobs.evaluation.score import run_score
 from jobs.evaluation.store import PREDICTIONS_FILE, AnswerStore, EvaluationPlan
@@ -25,6 +26,7 @@ from tests.pipelines.mini_set import write_mini_set
 
 pytest.importorskip("faster_coco_eval")
 
+NOTHING = ReportOptions(page=False, pictures=0)
 PLAN = EvaluationPlan("set", "model", ("refer",), {"max_new_tokens": 8}, None, "cpu", "float32", 1, 9, 3)
 
 
@@ -101,12 +103,12 @@ def test_a_failing_scorer_costs_no_answer(several, tiny, tmp_path, monkeypatch):
     def fail(*arguments):
         raise UserError("No scorer today.")
 
-    options = {"limit": 3, "max_new_tokens": 4, "out_dir": tmp_path / "out", "progress": False, "pictures": 0}
+    options = {"limit": 3, "max_new_tokens": 4, "out_dir": tmp_path / "out", "progress": False, "report": NOTHING}
     with monkeypatch.context() as patch:
         patch.setattr("jobs.evaluation.evaluate.score_records", fail)
         with pytest.raises(UserError, match=rf"No scorer today\..*padt score {tmp_path / 'out'} --data {several}"):
             run_evaluate(tiny, several, **options)
-    again = run_score(tmp_path / "out", several, pictures=0)
+    again = run_score(tmp_path / "out", several, report=NOTHING)
     assert (tmp_path / "out" / "metrics.json").exists()
     monkeypatch.setattr("jobs.evaluation.answerer.ModelAnswerer.load", fail)
     metrics = run_evaluate(tiny, several, **options).metrics
@@ -115,7 +117,13 @@ def test_a_failing_scorer_costs_no_answer(several, tiny, tmp_path, monkeypatch):
 
 def test_a_set_that_changed_under_a_half_done_evaluation_is_named(tiny, tmp_path):
     url = write_mini_set(tmp_path / "set", scenes=2)
-    options = {"tasks": ["refer"], "max_new_tokens": 2, "out_dir": tmp_path / "out", "progress": False, "pictures": 0}
+    options = {
+        "tasks": ["refer"],
+        "max_new_tokens": 2,
+        "out_dir": tmp_path / "out",
+        "progress": False,
+        "report": NOTHING,
+    }
     run_evaluate(tiny, url, **options)
     shutil.rmtree(url)
     write_mini_set(tmp_path / "set", scenes=2, seed=1)
@@ -126,7 +134,13 @@ def test_a_set_that_changed_under_a_half_done_evaluation_is_named(tiny, tmp_path
 def test_how_masks_were_refined_belongs_to_the_answers(tiny, tmp_path):
     url = write_mini_set(tmp_path / "set", scenes=2)
     sam = write_tiny_sam(tmp_path / "sam")
-    options = {"tasks": ["refer"], "max_new_tokens": 2, "out_dir": tmp_path / "out", "progress": False, "pictures": 0}
+    options = {
+        "tasks": ["refer"],
+        "max_new_tokens": 2,
+        "out_dir": tmp_path / "out",
+        "progress": False,
+        "report": NOTHING,
+    }
     run_evaluate(tiny, url, refine=Refinement("box", sam), **options)
     told = json.loads((tmp_path / "out" / "metrics.json").read_text())["refine"]
     assert (told["by"], told["prompt"], told["model"]) == ("sam2", "box", sam)
@@ -147,7 +161,7 @@ def test_any_number_of_workers_leaves_the_same_bytes(ray_cluster, several, tiny,
     refine = Refinement("box+mask", write_tiny_sam(tmp_path / "sam"))
     for workers in (0, 1, 2, 5):
         out = tmp_path / str(workers)
-        options = {"max_new_tokens": 24, "workers": workers, "refine": refine, "progress": False, "pictures": 0}
+        options = {"max_new_tokens": 24, "workers": workers, "refine": refine, "progress": False, "report": NOTHING}
         run_evaluate(tiny, several, out_dir=out, **options)
         left.append((out / PREDICTIONS_FILE).read_bytes())
         metrics = json.loads((out / "metrics.json").read_text())["metrics"]
@@ -170,7 +184,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(several, tiny, tmp_path):
     kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
     assert 0 < len(kept) < 3 and not (tmp_path / "out" / "metrics.json").exists()
     # What was answered can be scored as it is, and says what lacks.
-    assert run_score(tmp_path / "out", several, tmp_path / "part", pictures=0).counts["answers_missing"] > 0
+    assert run_score(tmp_path / "out", several, tmp_path / "part", report=NOTHING).counts["answers_missing"] > 0
     subprocess.run([*command, "--out", str(tmp_path / "out")], env=environment, check=True)
     subprocess.run([*command, "--out", str(tmp_path / "whole")], env=environment, check=True)
     assert not parts.exists()

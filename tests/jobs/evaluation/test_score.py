@@ -10,16 +10,19 @@ import pytest
 
 from jobs.evaluation.answers import windows
 from jobs.evaluation.evaluate import answer
+from jobs.evaluation.report.publish import ReportOptions
 from jobs.evaluation.samples import open_eval_set
 from jobs.evaluation.score import run_score
 from jobs.evaluation.scoring import read_synonyms, score_records
-from jobs.evaluation.store import AnswerStore, to_parquet
+from jobs.evaluation.store import REPORT_FILES, AnswerStore, to_parquet
 from padt.errors import UserError
 from tests.jobs.evaluation.oracle import Oracle
 from tests.jobs.evaluation.test_restart import PLAN
 from tests.pipelines.mini_set import scene_row, write_mini_set, write_set
 
 pytest.importorskip("faster_coco_eval")
+
+NOTHING = ReportOptions(page=False, pictures=0)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def written(folder, entries) -> str:
 def test_unknown_double_and_missing_answers_are_counted(mini, records, tmp_path):
     unknown = {**records[0], "id": "other/1:detect"}
     (tmp_path / "some.parquet").write_bytes(to_parquet([*records[3:], records[5], unknown]))
-    result = run_score(tmp_path / "some.parquet", mini, tmp_path / "out", pictures=0)
+    result = run_score(tmp_path / "some.parquet", mini, tmp_path / "out", report=NOTHING)
     assert [result.counts[f"answers_{name}"] for name in ("unknown", "double", "missing")] == [1, 1, 3]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["counts"] == result.counts
     assert sum(line.startswith(("1 answers", "3 samples")) for line in result.warnings) == 3
@@ -66,8 +69,7 @@ def test_an_evaluation_is_scored_again_as_it_was_asked(mini, tmp_path):
     result = run_score(tmp_path / "out", mini)
     assert result.metrics["eval/few/bbox_AP"] == pytest.approx(1.0) and result.counts["images"] == 4
     assert result.counts["answers_missing"] == 0 and result.warnings == ()
-    files = {"coco_results.json", "metrics.json", "plan.json", "predictions.parquet", "predictions.png"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*REPORT_FILES, "plan.json"}
     assert store.records() == expected
     all_of_it = run_score(tmp_path / "out", mini, tmp_path / "else", limit=11, tasks=["detect", "refer"])
     assert all_of_it.counts["answers_missing"] == len(open_eval_set(mini, ["detect", "refer"]).samples) - 4
@@ -82,14 +84,14 @@ def test_sentences_are_told_apart_by_kind_and_scored_again_so(mini, truth, tmp_p
     about = {"set": "few", "data": mini, "data_fingerprint": truth.fingerprint, "limit": None, "tasks": ["refer"]}
     known = store.begin(PLAN, about, windows(truth.samples), False)
     answer(truth, Oracle(mini), progress=False, store=store, known=known)
-    result = run_score(tmp_path / "out", mini, sentence_kinds=tmp_path / "kinds.yaml", pictures=0)
+    result = run_score(tmp_path / "out", mini, sentence_kinds=tmp_path / "kinds.yaml", report=NOTHING)
     assert sum(kind["sentences"] for kind in result.kinds.values()) == len(sentences)
     assert result.kinds["named"]["sentences"] == sum(word in sentence.split() for sentence in sentences)
     assert result.kinds["named"]["precision_at_0.5"] == pytest.approx(1.0)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["by_kind"] == result.kinds
     with pytest.raises(UserError, match="kinds.yaml.*regular expression"):
         (tmp_path / "kinds.yaml").write_text("named: '('\n")
-        run_score(tmp_path / "out", mini, sentence_kinds=tmp_path / "kinds.yaml", pictures=0)
+        run_score(tmp_path / "out", mini, sentence_kinds=tmp_path / "kinds.yaml", report=NOTHING)
 
 
 def test_coco_results_of_others_score_as_the_same_answers_do(mini, truth, results, tmp_path):

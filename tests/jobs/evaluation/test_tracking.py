@@ -34,7 +34,8 @@ def test_scores_counts_and_pictures_are_entered(tmp_path, monkeypatch, capsys):
     assert run.data.metrics["eval/mini/counts/answers_truncated"] > 0
     assert "eval/mini/gIoU" not in run.data.metrics
     assert run.data.params["model"] == model and run.data.params["settings.masks"] == "False"
-    assert {entry.path for entry in client.list_artifacts(run.info.run_id)} == {"metrics.json", "predictions.png"}
+    left = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    assert left == {"metrics.json", "predictions.png", "report.html"}
     assert main(["score", out, "--data", data, "--no-mlflow"]) == 0
     assert len(client.search_runs([experiment.experiment_id])) == 1
 

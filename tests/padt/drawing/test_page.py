@@ -96,8 +96,12 @@ def test_the_same_content_gives_the_same_bytes_and_wide_pictures_shrink():
 
 
 def test_charts_show_values_where_they_belong():
-    assert 'width="70"' in bar(0.5) and 'width="140"' in bar(7) and 'x1="56" x2="84"' in bar(0.5, (0.4, 0.6))
+    assert 'width="60"' in bar(0.5) and 'width="120"' in bar(7) and 'x1="48" x2="72"' in bar(0.5, (0.4, 0.6))
     drawn = reliability([(0.5, 1.0, 4), (1.0, 0.0, 1)], "x")
     assert 'cx="206" cy="10" r="10"' in drawn and 'cx="366" cy="250" r="6.2"' in drawn
     flat = line_chart([Line("one", ((1, 0.5),))], "k", "recall", "x", (0.0, 1.0))
     assert 'cx="46" cy="130"' in flat and "nan" not in flat
+    # Whole places have whole ticks, and a legend has its own lines above.
+    two = [Line("one", ((1, 0.5), (3, 0.7))), Line("two", ((1, 0.1), (3, 0.2)))]
+    drawn = line_chart(two, "k", "share", "x", (0.0, 1.0))
+    assert re.findall(r'y="301"[^>]*>([^<]*)<', drawn) == ["1", "2", "3"] and ">one<" in drawn and ">two<" in drawn

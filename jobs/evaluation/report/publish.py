@@ -3,51 +3,99 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from jobs.evaluation.report.analysis import analyse
+from jobs.evaluation.report.missing import check_review, missing_results, write_review
+from jobs.evaluation.report.page import report_page
 from jobs.evaluation.samples import EvalSample, EvalSet, pixel_box
-from jobs.evaluation.store import COCO_FILE, METRICS_FILE, PICTURES_FILE
+from jobs.evaluation.store import COCO_FILE, METRICS_FILE, MISSING_FILE, PICTURES_FILE, REPORT_FILE
 from padt.data.image import open_image
 from padt.data.patches import unpack_patches
 from padt.data.rle import decode
 from padt.data.tasks import GROUNDED_TASKS
-from padt.errors import ImageError
+from padt.errors import ImageError, UserError
 from pipelines.io.storage import Folder
 from pipelines.loader.sample_source import BadSampleError, RowReader
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a scoring leaves besides its scores.
+
+    Attributes:
+        page: write ``report.html``.
+        pictures: samples on the contact sheet.
+        missing_labels: a folder for the labels that the truth may lack, which FiftyOne opens; any fsspec URL.
+        missing_score: least score of those.
+    """
+
+    page: bool = True
+    pictures: int = 12
+    missing_labels: str | None = None
+    missing_score: float = 0.5
+
+    def check(self, data: EvalSet) -> None:
+        """Make sure, before the first answer, that what is asked for can be made.
+
+        Raises:
+            UserError: missing labels of a set without detection, or a folder for them that holds other things.
+        """
+        if self.missing_labels is None:
+            return
+        if not data.of_task("detect"):
+            raise UserError("--missing-labels is about detection, which is not asked here: leave it out.")
+        check_review(self.missing_labels)
+
+
 def publish_report(
-    url: str,
+    url: str | None,
     data: EvalSet,
     records: Sequence[Mapping[str, Any]],
     results: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
-    pictures: int,
+    masks: bool,
+    synonyms: Mapping[str, str] | None = None,
+    options: ReportOptions | None = None,
 ) -> None:
     """Write the results into a folder, over those of an earlier scoring; other files are left alone.
 
     ``metrics.json`` goes away first and comes back last: where it is, the evaluation is whole.
 
     Args:
-        url: folder, any fsspec URL; made if needed.
+        url: folder, any fsspec URL; made if needed. None = only the folder of missing labels, where it is asked for.
         data: the evaluated set.
         records: at most one a sample.
         results: COCO's results list.
         summary: content of ``metrics.json``.
-        pictures: samples on the contact sheet.
+        masks: masks were asked for.
+        synonyms: category by other names that answers may call it.
+        options: what else to make.
     """
+    options = options or ReportOptions()
+    analysis = None
+    if options.missing_labels is not None or (url is not None and (options.page or data.of_task("detect"))):
+        analysis = analyse(data, records, masks, synonyms, options.missing_score)
+    if options.missing_labels is not None and analysis is not None:
+        write_review(options.missing_labels, analysis)
+    if url is None:
+        return
     folder = Folder(url)
-    for name in (METRICS_FILE, COCO_FILE, PICTURES_FILE):
+    for name in (METRICS_FILE, COCO_FILE, MISSING_FILE, PICTURES_FILE, REPORT_FILE):
         folder.remove(name)
-    if data.of_task("detect"):
+    if data.of_task("detect") and analysis is not None:
         folder.write(COCO_FILE, json.dumps(results).encode())
-    sheet = contact_sheet_of(data, records, pictures) if pictures else None
+        folder.write(MISSING_FILE, json.dumps(missing_results(analysis)).encode())
+    sheet = contact_sheet_of(data, records, options.pictures) if options.pictures else None
     if sheet is not None:
         encoded = io.BytesIO()
         sheet.save(encoded, "PNG")
         folder.write(PICTURES_FILE, encoded.getvalue())
+    if options.page and analysis is not None:
+        folder.write(REPORT_FILE, report_page(analysis, summary))
     folder.write(METRICS_FILE, (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
 
 
