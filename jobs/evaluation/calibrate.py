@@ -6,14 +6,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from jobs.common.model_reference import ResolvedModel, find_model
 from jobs.evaluation.answerer import ModelAnswerer
+from jobs.evaluation.answers import windows
 from jobs.evaluation.checks import check_heads, check_scorers
-from jobs.evaluation.evaluate import answer
+from jobs.evaluation.evaluate import answered_windows
 from jobs.evaluation.samples import EvalSet, open_eval_set
 from padt.errors import UserError
 from padt.inference.calibration import ScoreCalibration, features_of, fit_calibration, quality_of
@@ -57,18 +58,33 @@ class Answered:
     truth: TrueImage
 
 
+class AskOptions(TypedDict, total=False):
+    """How a held-out set is asked about.
+
+    Attributes:
+        limit: only the first so many images.
+        batch_size: images asked about together; 16 by default.
+        max_new_tokens: longest answer; 1024 by default.
+        workers: Ray actors that answer; 0 = this process, the default.
+        load_options: further arguments of ``padt.load_model``.
+        answerer: answers in place of the model, as ``jobs.evaluation.evaluate.answer`` takes it.
+        progress: show a progress bar; True by default.
+    """
+
+    limit: int | None
+    batch_size: int
+    max_new_tokens: int
+    workers: int
+    load_options: Mapping[str, Any] | None
+    answerer: Any
+    progress: bool
+
+
 def run_calibrate(
     model: str | os.PathLike,
     data_url: str | os.PathLike,
     out: str | os.PathLike | None = None,
-    *,
-    limit: int | None = None,
-    batch_size: int = 16,
-    max_new_tokens: int = 1024,
-    workers: int = 0,
-    load_options: Mapping[str, Any] | None = None,
-    answerer: Any = None,
-    progress: bool = True,
+    **options: Unpack[AskOptions],
 ) -> CalibrationResult:
     """Ask a model for every class of a prepared set and write a calibration into its configuration.
 
@@ -76,27 +92,12 @@ def run_calibrate(
         model: model folder, or ``models:/padt@champion`` with ``out``.
         data_url: prepared set with categories that the model was not trained on, any fsspec URL.
         out: a new folder for a calibrated copy; None = change the model's own ``config.json``.
-        limit: only the first so many images.
-        batch_size: images asked about together.
-        max_new_tokens: longest answer.
-        workers: Ray actors that answer; 0 = this process.
-        load_options: further arguments of ``padt.load_model``.
-        answerer: answers in place of the model, as ``jobs.evaluation.evaluate.answer`` takes it.
-        progress: show a progress bar.
+        **options: see :class:`AskOptions`.
 
     Raises:
         UserError: model, set or folder cannot be used, or the model finds too few objects.
     """
-    found = find_model(model)
-    check_place(model, found, out)
-    data = open_eval_set(str(data_url), ["detect"], limit)
-    check_scorers(data, masks=False)
-    check_heads(found.path)
-    settings = GenerationSettings(max_new_tokens=max_new_tokens, masks=False, calibrated=False)
-    asked = answerer or ModelAnswerer(
-        str(found.path), data.index.class_names, settings, dict(load_options or {}), batch_size
-    )
-    answers = answers_by_image(data, answer(data, asked, workers, progress).records)
+    found, data, answers = ask_for_all(model, data_url, out, calibrated=False, **options)
     halves = [answers[0::2], answers[1::2]]
     calibration = _fit(answers)
     before = _measured(data, halves, [None, None])
@@ -105,6 +106,52 @@ def run_calibrate(
     folder = write_config(found, out, {"score_calibration": calibration.to_dict(), "score_thresholds": None})
     count = sum(len(each.objects) for each in answers)
     return CalibrationResult(calibration, before, after, len(answers), count, folder)
+
+
+def ask_for_all(
+    model: str | os.PathLike,
+    data_url: str | os.PathLike,
+    out: str | os.PathLike | None,
+    *,
+    calibrated: bool,
+    **options: Unpack[AskOptions],
+) -> tuple[ResolvedModel, EvalSet, list[Answered]]:
+    """Ask a model for every class of a prepared set; see :func:`run_calibrate`.
+
+    Of each answer only what is needed is kept, window by window.
+
+    Args:
+        model: model folder.
+        data_url: the set.
+        out: folder for a copy of the model, or None.
+        calibrated: with the scores that the model gives; False = with the decoder's.
+        **options: see :class:`AskOptions`.
+
+    Returns:
+        The model, the set, and what was answered about each image.
+    """
+    found = find_model(model)
+    check_place(model, found, out)
+    data = open_eval_set(str(data_url), ["detect"], options.get("limit"))
+    check_scorers(data, masks=False)
+    check_heads(found.path)
+    settings = GenerationSettings(
+        max_new_tokens=options.get("max_new_tokens", 1024), masks=False, calibrated=calibrated
+    )
+    asked = options.get("answerer") or ModelAnswerer(
+        str(found.path),
+        data.index.class_names,
+        settings,
+        dict(options.get("load_options") or {}),
+        options.get("batch_size", 16),
+    )
+    truth = {image.id: image for image in data.detect_targets()}
+    names = {category.id: category.name for category in data.manifest.categories}
+    answers: dict[str, Answered] = {}
+    todo = dict(enumerate(windows(data.samples)))
+    for _, part in answered_windows(data, asked, todo, options.get("workers", 0), options.get("progress", True)):
+        answers |= {record["id"]: _answered(record, truth[record["id"]], names) for record in part}
+    return found, data, [answers[name] for name in truth]
 
 
 def check_place(model: str | os.PathLike, found: ResolvedModel, out: str | os.PathLike | None) -> None:
@@ -119,21 +166,23 @@ def check_place(model: str | os.PathLike, found: ResolvedModel, out: str | os.Pa
         _check_new(Folder(str(out)), found.path)
 
 
-def answers_by_image(data: EvalSet, records: Sequence[Mapping[str, Any]]) -> list[Answered]:
-    """What was answered about each image of a set, from the records of its ``detect`` samples."""
-    names = {category.id: category.name for category in data.manifest.categories}
-    by_id = {record["id"]: record for record in records}
-    answered = []
-    for image in data.detect_targets():
-        prediction = by_id[image.id]["prediction"] or {"objects": []}
-        # An object that is not finite ranks nowhere.
-        entries = [entry for entry in prediction["objects"] if np.isfinite([entry["score"], *entry["box"]]).all()]
-        # Features need what a metric's object has not.
-        scored = [_Scored(**{name: entry[name] for name in _Scored.__annotations__}) for entry in entries]
-        truth = [(names[true.category_id], true.box) for true in image.objects if not true.iscrowd]
-        objects = [FoundObject.from_dict(entry) for entry in entries]
-        answered.append(Answered(objects, features_of(scored), quality_of(scored, truth), image))
-    return answered
+def _answered(record: Mapping[str, Any], image: TrueImage, names: Mapping[int, str]) -> Answered:
+    """What was answered about an image.
+
+    Args:
+        record: of its ``detect`` sample.
+        image: its truth.
+        names: of the categories by id.
+    """
+    prediction = record["prediction"] or {"objects": []}
+    # An object that is not finite ranks nowhere.
+    entries = [entry for entry in prediction["objects"] if np.isfinite([entry["score"], *entry["box"]]).all()]
+    # Features need what a metric's object has not.
+    scored = [_Scored(**{name: entry[name] for name in _Scored.__annotations__}) for entry in entries]
+    truth = [(names[true.category_id], true.box) for true in image.objects if not true.iscrowd]
+    # Masks are not ranked, and are the largest part of an answer.
+    objects = [replace(FoundObject.from_dict(entry), mask=None) for entry in entries]
+    return Answered(objects, features_of(scored), quality_of(scored, truth), image)
 
 
 @dataclass(frozen=True)

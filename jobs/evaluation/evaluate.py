@@ -7,14 +7,14 @@ Answers are kept as they come: an evaluation that was ended early goes on with t
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.model_reference import ResolvedModel, fetched, find_model
 from jobs.common.progress_bar import counting
 from jobs.evaluation.answerer import ModelAnswerer
-from jobs.evaluation.answers import answer_here, answer_on_ray, checked, computed_in, windows
+from jobs.evaluation.answers import Windows, answer_here, answer_on_ray, checked, computed_in, windows
 from jobs.evaluation.checks import check_heads, check_scorers, wanted_masks
 from jobs.evaluation.report.publish import ReportOptions, publish_report
 from jobs.evaluation.samples import EvalSet, open_eval_set, policy_mismatch
@@ -233,22 +233,38 @@ def answer(
     started, boxes = time.monotonic(), 0
     if known:
         logger.info("%s of %s samples are answered already", f"{len(records):,}", f"{len(data.samples):,}")
+    for number, part in answered_windows(data, model, todo, workers, progress):
+        if store is not None:
+            store.add(number, part)
+        records += part
+        boxes += sum(len(record["prediction"]["objects"]) for record in part if record["prediction"])
+    records = normalised(records)
+    if store is not None and (todo or not store.whole):
+        store.finish(records)
+    return Answered(records, time.monotonic() - started, boxes)
+
+
+def answered_windows(
+    data: EvalSet, model: Any, todo: Windows, workers: int, progress: bool
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Answer windows of a set under a progress bar; yields number and records of each as it is answered.
+
+    Args:
+        data: the set.
+        model: as for ``answer``.
+        todo: the windows; what else the set has counts as answered.
+        workers: Ray actors; 0 or 1 = this process.
+        progress: show the bar.
+    """
     with counting(f"evaluate {data.manifest.name}", len(data.samples), "samples", progress) as advance:
-        advance(len(records))
+        advance(len(data.samples) - sum(map(len, todo.values())))
         if todo and workers > 1:
             answered = answer_on_ray(todo, data.index.url, model, workers)
         else:
             answered = answer_here(todo, data.index, model) if todo else iter(())
         for number, part in checked(todo, answered):
-            if store is not None:
-                store.add(number, part)
-            records += part
-            boxes += sum(len(record["prediction"]["objects"]) for record in part if record["prediction"])
+            yield number, part
             advance(len(part))
-    records = normalised(records)
-    if store is not None and (todo or not store.whole):
-        store.finish(records)
-    return Answered(records, time.monotonic() - started, boxes)
 
 
 def summarise(about: Mapping[str, Any], scores: SetScores, warnings: Sequence[str]) -> dict[str, Any]:

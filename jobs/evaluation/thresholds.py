@@ -2,18 +2,14 @@
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
-from jobs.common.model_reference import find_model
-from jobs.evaluation.answerer import ModelAnswerer
-from jobs.evaluation.calibrate import Answered, answers_by_image, check_place, write_config
-from jobs.evaluation.checks import check_heads, check_scorers
-from jobs.evaluation.evaluate import answer
-from jobs.evaluation.samples import EvalSet, open_eval_set
+from jobs.evaluation.calibrate import Answered, AskOptions, ask_for_all, write_config
+from jobs.evaluation.samples import EvalSet
 from padt.inference.thresholds import ScoreThresholds
 from padt.metrics.detect import fold
 
@@ -37,32 +33,14 @@ def run_thresholds(
     model: str | os.PathLike,
     data_url: str | os.PathLike,
     out: str | os.PathLike | None = None,
-    *,
-    limit: int | None = None,
-    batch_size: int = 16,
-    max_new_tokens: int = 1024,
-    workers: int = 0,
-    load_options: Mapping[str, Any] | None = None,
-    answerer: Any = None,
-    progress: bool = True,
+    **options: Unpack[AskOptions],
 ) -> ThresholdResult:
     """Ask a model for every class of a prepared set and write thresholds into its configuration.
 
     They belong to the scores that the model gives: calibrate those first, on another set. Arguments and errors are as
     for ``jobs.evaluation.calibrate.run_calibrate``.
     """
-    found = find_model(model)
-    check_place(model, found, out)
-    data = open_eval_set(str(data_url), ["detect"], limit)
-    check_scorers(data, masks=False)
-    check_heads(found.path)
-    from padt.inference.requests import GenerationSettings
-
-    settings = GenerationSettings(max_new_tokens=max_new_tokens, masks=False)
-    asked = answerer or ModelAnswerer(
-        str(found.path), data.index.class_names, settings, dict(load_options or {}), batch_size
-    )
-    answers = answers_by_image(data, answer(data, asked, workers, progress).records)
+    found, data, answers = ask_for_all(model, data_url, out, calibrated=True, **options)
     thresholds = ScoreThresholds.fit(absent_units(data, answers), wrong_units(answers))
     folder = write_config(found, out, {"score_thresholds": thresholds.to_dict()})
     return ThresholdResult(thresholds, len(answers), folder)
