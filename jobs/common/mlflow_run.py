@@ -145,16 +145,19 @@ def start_run(
         resumed = _resume(mlflow_client, run_id)
         if resumed is not None:
             return resumed
-    found = mlflow_client.get_experiment_by_name(experiment)
-    if found is not None:
-        experiment_id = found.experiment_id
-    else:
-        experiment_id = mlflow_client.create_experiment(experiment, artifact_location=_artifact_folder())
     all_tags = {**git_tags(), **(tags or {})}
     if parent_run_id is not None:
         all_tags["mlflow.parentRunId"] = parent_run_id
-    run = mlflow_client.create_run(experiment_id, run_name=name, tags=all_tags)
+    run = mlflow_client.create_run(experiment_id(mlflow_client, experiment), run_name=name, tags=all_tags)
     return TrackedRun(mlflow_client, run.info.run_id)
+
+
+def experiment_id(mlflow_client: Any, name: str) -> str:
+    """Id of an experiment, created if needed."""
+    found = mlflow_client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(mlflow_client.create_experiment(name, artifact_location=_artifact_folder(mlflow_client.tracking_uri)))
 
 
 def _resume(mlflow_client: Any, run_id: str) -> TrackedRun | None:
@@ -172,9 +175,8 @@ def _resume(mlflow_client: Any, run_id: str) -> TrackedRun | None:
     return TrackedRun(mlflow_client, run_id, last)
 
 
-def _artifact_folder() -> str | None:
+def _artifact_folder(uri: str) -> str | None:
     """Beside the SQLite file, wherever later commands are started; None = a server decides itself."""
-    uri = tracking_uri()
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns").as_uri()

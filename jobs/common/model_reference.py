@@ -8,6 +8,7 @@ import hashlib
 import os
 import posixpath
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 REGISTERED_NAME = "padt"
 FINGERPRINT_TAG = "padt.fingerprint"
 LISTING_TAG = "padt.listing"
+WEIGHTS_TAG = "padt.weights"
+"""Where a version's model folder is: what MLflow calls its source holds only what MLflow itself loads."""
 _REFERENCE = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))")
 
 
@@ -43,6 +46,32 @@ class ResolvedModel:
     name: str | None = None
     version: str | None = None
     source: str | None = None
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Where the weights of a registered version are, and what they are known by.
+
+    Attributes:
+        name: registered name.
+        version: number of the version; empty where it is not known yet.
+        weights: folder or URL of the model.
+        tags: of the version; those about fingerprint and listing count.
+    """
+
+    name: str
+    version: str
+    weights: str
+    tags: Mapping[str, str]
+
+    @classmethod
+    def of(cls, entry: Any) -> "Registration":
+        """What the registry's entry of a version says."""
+        tags = dict(entry.tags)
+        return cls(str(entry.name), str(entry.version), tags.get(WEIGHTS_TAG) or str(entry.source), tags)
+
+    def __str__(self) -> str:
+        return f"version {self.version} of {self.name}" if self.version else f"a version of {self.name}"
 
 
 def resolve_model(reference: str | os.PathLike, tracking_uri: str | None = None) -> str:
@@ -71,16 +100,34 @@ def find_model(reference: str | os.PathLike, tracking_uri: str | None = None) ->
         return ResolvedModel(text, _fetch(text.rstrip("/")), source=text.rstrip("/"))
     if not text.startswith("models:"):
         text = str(local_path(text))
-        return ResolvedModel(text, _model_folder(Path(text).expanduser(), text))
+        return ResolvedModel(text, _model_folder(Path(text).expanduser(), f"Model {text}"))
     name, version = parse_reference(text)
-    found = registered_version(registry(tracking_uri), name, version, text)
-    source = str(found.source)
-    if is_remote(source):
-        path = _fetch(source, found)
-    else:
-        path = _model_folder(local_path(source), f"{text} (version {found.version})")
-        check_unchanged(path, found)
-    return ResolvedModel(text, path, name, str(found.version), source)
+    found = Registration.of(registered_version(registry(tracking_uri), name, version, text))
+    path = registered_folder(found, f"Model {text} (version {found.version})")
+    return ResolvedModel(text, path, name, found.version, found.weights)
+
+
+def registered_folder(registration: Registration, what: str) -> Path:
+    """Local folder of a registered model, known to hold what was registered; fetched if need be.
+
+    Args:
+        registration: of the version.
+        what: how errors begin.
+
+    Raises:
+        UserError: it is not there any more, or holds something else.
+    """
+    if is_remote(registration.weights):
+        return _fetch(registration.weights, registration)
+    folder = local_path(registration.weights)
+    if not folder.is_dir():
+        raise UserError(
+            f"{what}: the folder {folder} is not there any more: put it back, or register the model from where it is "
+            "now with `padt register FOLDER`."
+        )
+    path = _model_folder(folder, what)
+    check_unchanged(path, registration)
+    return path
 
 
 def is_remote(reference: str) -> bool:
@@ -177,18 +224,19 @@ def listing(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_unchanged(folder: Path, entry: Any) -> None:
+def check_unchanged(folder: Path, registration: Registration) -> None:
     """Make sure that a registered folder still holds what was registered.
 
     Raises:
         UserError: its files are others now.
     """
-    if LISTING_TAG not in entry.tags or entry.tags[LISTING_TAG] == listing(folder):
+    tags = registration.tags
+    if LISTING_TAG not in tags or tags[LISTING_TAG] == listing(folder):
         return
-    if entry.tags.get(FINGERPRINT_TAG) != fingerprint(folder):
+    if tags.get(FINGERPRINT_TAG) != fingerprint(folder):
         raise UserError(
-            f"{folder} was changed after it was registered as version {entry.version} of {entry.name}: register it "
-            f"again with `padt register {folder}`, or put the former files back."
+            f"{folder} was changed after it was registered as {registration}: register it again with "
+            f"`padt register {folder}`, or put the former files back."
         )
 
 
@@ -197,17 +245,17 @@ def local_path(source: str) -> Path:
     return Path(re.sub(r"^file:(//)?", "", source)).expanduser()
 
 
-def _model_folder(path: Path, reference: str) -> Path:
+def _model_folder(path: Path, what: str) -> Path:
     if not path.is_dir():
-        raise UserError(f"Model {reference}: the folder {path} is not there: check the path.")
+        raise UserError(f"{what}: the folder {path} is not there: check the path.")
     if not (path / "config.json").is_file():
         inner = path / "model"
         hint = f"did you mean {inner}?" if (inner / "config.json").is_file() else "training leaves one in `model/`."
-        raise UserError(f"Model {reference}: {path} has no config.json, so it is not a model folder: {hint}")
+        raise UserError(f"{what}: {path} has no config.json, so it is not a model folder: {hint}")
     return path.resolve()
 
 
-def _fetch(url: str, entry: Any = None) -> Path:
+def _fetch(url: str, entry: Registration | None = None) -> Path:
     """Local copy of a remote model, made once for what lies there now, or for what a version was registered with."""
     # Both need packages that a plain installation may lack; paths and local versions do without.
     from filelock import FileLock
@@ -229,17 +277,22 @@ def _fetch(url: str, entry: Any = None) -> Path:
         content = weights or ""
     # A card names a base model by its folder; training leaves its model in RUN/model.
     parent, name = posixpath.split(remote.path())
-    name = f"{entry.name}-{entry.version}" if entry else posixpath.basename(parent) if name == "model" else name
+    name = posixpath.basename(parent) if name == "model" else name
+    name = f"{entry.name}-{entry.version}".rstrip("-") if entry else name
     root = Path(os.environ.get("PADT_CACHE") or Path.home() / ".cache" / "padt") / "models"
     target = root / hashlib.sha256(f"{url}\n{content}".encode()).hexdigest()[:12] / (name or "model")
+
+    if entry is not None and not entry.version:
+        # The same files, that some version of them was fetched for.
+        target = next((each for each in sorted(target.parent.glob(f"{entry.name}-*")) if each.is_dir()), target)
 
     def fill(folder: Path) -> None:
         with reaching(url, "model"):
             remote.download(folder)
         if weights and fingerprint(folder) != weights:
             raise UserError(
-                f"{url} was changed after it was registered as version {entry.version} of {entry.name}: register it "
-                f"again with `padt register {url}`, or put the former files back."
+                f"{url} was changed after it was registered as {entry}: register it again with "
+                f"`padt register {url}`, or put the former files back."
             )
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -247,4 +300,4 @@ def _fetch(url: str, entry: Any = None) -> Path:
     with FileLock(f"{target.parent}.lock"):
         if not target.is_dir():
             Folder(str(target)).publish(fill, "config.json", replace=False)
-    return _model_folder(target, url)
+    return _model_folder(target, f"Model {url}")

@@ -1,7 +1,8 @@
 """Register a trained model, and promote it to champion through a gate.
 
 Each version of the registered model ``padt`` points at a model folder (or URL) and carries its scores, the fingerprints
-of data and weights, its base model and its MLflow run as tags. The alias ``candidate`` is the newest version;
+of data and weights, its base model and its MLflow run as tags. Its source is what ``mlflow.pyfunc.load_model`` takes
+(``jobs.registry.pyfunc``), which reads the weights from that folder. The alias ``candidate`` is the newest version;
 ``champion`` is what ``padt serve models:/padt@champion`` runs, and moves only through the gate or by force.
 """
 
@@ -18,6 +19,8 @@ from jobs.common.model_reference import (
     FINGERPRINT_TAG,
     LISTING_TAG,
     REGISTERED_NAME,
+    WEIGHTS_TAG,
+    Registration,
     check_unchanged,
     listing,
     local_path,
@@ -155,9 +158,10 @@ def run_register(
         name, wanted = parse_reference(reference)
         client = registry(tracking_uri)
         entry = registered_version(client, name, wanted, reference)
-        source, marks = str(entry.source), {key: str(value) for key, value in entry.tags.items()}
+        known = Registration.of(entry)
+        source, marks = known.weights, {key: str(value) for key, value in entry.tags.items()}
         if "://" not in source:
-            check_unchanged(local_path(source), entry)
+            check_unchanged(local_path(source), known)
     else:
         source, marks = _inspect(reference)
         client = registry(tracking_uri, create=True)
@@ -201,7 +205,7 @@ def _promote(client: "MlflowClient", entry: Any, alias: str, gate: Gate, force: 
     return RegisteredVersion(
         name=entry.name,
         version=str(entry.version),
-        source=str(entry.source),
+        source=Registration.of(entry).weights,
         aliases=tuple(sorted(key for key, number in aliases.items() if str(number) == str(entry.version))),
         promoted=promoted,
         objections=tuple(objections),
@@ -265,8 +269,10 @@ def _inspect(reference: str) -> tuple[str, dict[str, str]]:
             f"{folder} has no *.safetensors file, so there are no weights to register: save the model again."
         )
     marks = {FINGERPRINT_TAG: fingerprint(folder), "padt.model_type": str(config.get("model_type", ""))}
+    source = found.source or str(folder)
+    marks[WEIGHTS_TAG] = source
     # The copy of a URL gets new times whenever it is fetched.
-    return (found.source, marks) if found.source else (str(folder), {**marks, LISTING_TAG: listing(folder)})
+    return source, marks if found.source else {**marks, LISTING_TAG: listing(folder)}
 
 
 def _scores(
@@ -291,6 +297,8 @@ def _scores(
 def _version(client: "MlflowClient", name: str, source: str, facts: dict[str, str], run_id: str | None) -> Any:
     from mlflow.exceptions import MlflowException
 
+    from jobs.registry.pyfunc import log_pyfunc
+
     try:
         client.create_registered_model(name, description="PaDT: answers with boxes, masks and words.")
     except MlflowException as error:
@@ -298,14 +306,18 @@ def _version(client: "MlflowClient", name: str, source: str, facts: dict[str, st
             raise UserError(f"The model registry cannot be used ({error.message}).") from error
     weights = facts.get(FINGERPRINT_TAG)
     for entry in client.search_model_versions(f"name='{name}'"):
-        if weights and entry.source == source and entry.tags.get(FINGERPRINT_TAG) == weights:
+        if weights and Registration.of(entry).weights == source and entry.tags.get(FINGERPRINT_TAG) == weights:
             return entry
+    marks = {key: facts[key] for key in (FINGERPRINT_TAG, LISTING_TAG) if key in facts}
+    if "://" not in source and client.tracking_uri.startswith(("http://", "https://")):
+        logger.warning("%s is a path: only machines that see it can load this version; a URL is for all", source)
     try:
-        return client.create_model_version(name, source=source, run_id=run_id, tags=facts)
+        stored, model_id = log_pyfunc(client, Registration(name, "", source, marks), run_id)
+        return client.create_model_version(name, source=stored, run_id=run_id, tags=facts, model_id=model_id)
     except MlflowException as error:
         raise UserError(
-            f"The model registry refused {source} ({error.message}): a registry behind a server takes URLs only; copy "
-            "the folder to the cluster's storage and register that address."
+            f"The model registry refused {source} ({error.message}): it has to be MLflow 3.13 or newer, and "
+            "you need the right to write."
         ) from error
 
 
