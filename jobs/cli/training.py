@@ -18,6 +18,11 @@ Redo = Annotated[
     list[str] | None, typer.Option(help="Stage to make again, with everything that builds on it; repeatable.")
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print it with everything written out, and leave.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan (lengths, memory, disk, time), and leave.")]
+AsJson = Annotated[bool, typer.Option("--json", help="With --dry-run: the plan as JSON.")]
+Rates = Annotated[
+    str | None, typer.Option(help="With --dry-run: measured rates for its times, a JSON file or the folder of a run.")
+]
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of its file, and leave.")]
 
 
@@ -34,6 +39,9 @@ def train(
         typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.", autocompletion=config_names),
     ] = None,
     overrides: Overrides = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    rates: Rates = None,
     print_config: PrintConfig = False,
     schema: Schema = False,
 ) -> None:
@@ -50,8 +58,18 @@ def train(
     if print_config:
         return typer.echo(loaded.to_yaml(), nl=False)
 
+    if dry_run:
+        from jobs.cli.plan_tables import show_train_plan
+        from jobs.planning.plan import plan_training
+        from jobs.planning.rates import load_rates
+
+        plan = plan_training(loaded, load_rates(rates) if rates else ())
+        return _print_json(plan.to_json()) if as_json else show_train_plan(loaded.output, plan)
+
+    from jobs.planning.plan import warn_of_memory
     from jobs.training.train import run_train
 
+    warn_of_memory(loaded)
     result = run_train(loaded)
     rows = sorted(result.metrics.items())
     console.out.print(console.table(f"{result.steps:,} steps in {result.seconds:.0f} s", ["metric", "last>"], rows))
@@ -63,6 +81,7 @@ def train(
 @app.command(
     **examples(
         "padt run --list",
+        "padt run pro_3b raw=/data/raw --dry-run",
         "padt run toy finetune.optimizer.lr=1e-3 --output runs/higher-lr",
         "padt run pro_3b raw=/data/raw -o s3://bucket/pro --only prepare",
         "padt run recipe.yaml --redo finetune",
@@ -80,6 +99,9 @@ def run(
     only: Annotated[str | None, typer.Option("--only", help="Leave out all stages but this one.")] = None,
     jobs: Annotated[int, typer.Option(help="Cells of an ablation at work at once.", min=1)] = 1,
     list_all: Annotated[bool, typer.Option("--list", help="List the packaged recipes, and leave.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    rates: Rates = None,
     print_config: PrintConfig = False,
     schema: Schema = False,
 ) -> None:
@@ -108,6 +130,15 @@ def run(
         from jobs.recipes.load import load_recipe
 
         return typer.echo(load_recipe(recipe, overrides or (), output).to_yaml(), nl=False)
+
+    if dry_run:
+        from jobs.cli.plan_tables import show_recipe_plan
+        from jobs.planning.rates import load_rates
+        from jobs.recipes.plan import plan_recipe
+
+        known = load_rates(rates) if rates else ()
+        plan = plan_recipe(recipe, overrides or (), output=output, redo=redo or (), first=first, only=only, rates=known)
+        return _print_json(plan.to_json()) if as_json else show_recipe_plan(plan)
 
     from jobs.recipes.run import run_recipe
 

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jobs.common.config_tree import differences
+from jobs.common.mlflow_run import check_server, tracking_uri
 from jobs.common.ray_session import ray_session
 from jobs.recipes.load import Recipe, load_recipe
 from jobs.recipes.records import Observer, RecipeResult, StageRecord
@@ -72,6 +73,9 @@ def run_recipe(
     records: list[StageRecord] = []
     status = "FAILED"
     pending = [name for name in chosen if done_marker(recipe, name, folders[name]) is None]
+    if pending:
+        # Before the cluster: MLflow itself would try for minutes, and then fail with a traceback.
+        check_server(tracking_uri())
     try:
         # One Ray for all stages: starting it takes seconds each time.
         with ray_session() if any(recipe.stages[name].uses_ray() for name in pending) else nullcontext():

@@ -54,7 +54,10 @@ class TrainStage(Stage):
 
     def perform(self, context: StageContext) -> dict[str, Any]:
         """See ``jobs.training.train.run_train``."""
+        from jobs.planning.plan import warn_of_memory
         from jobs.training.train import run_train
+
+        warn_of_memory(self.tree)
 
         tracking = self.tree.tracking.model_copy(
             update={

@@ -1,10 +1,13 @@
 """What of a model is trained, and in which type: adapters, frozen parts, gradient checkpointing."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jobs.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from padt.pretrained.config import PaDTConfig
 
 
 def training_dtype(config: TrainConfig) -> torch.dtype:
@@ -12,12 +15,13 @@ def training_dtype(config: TrainConfig) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
-def skeleton(config: TrainConfig, device: torch.device) -> Any:
+def skeleton(config: TrainConfig, device: torch.device, model_config: "PaDTConfig | None" = None) -> Any:
     """The model of a configuration with adapters attached and parts frozen, all of it on the meta device.
 
     Args:
         config: the resolved configuration.
         device: where it will be trained, which decides about its attention.
+        model_config: in place of what lies at ``config.model``.
 
     Raises:
         UserError: a name in ``freeze`` fits nothing, or nothing is left to train.
@@ -28,7 +32,8 @@ def skeleton(config: TrainConfig, device: torch.device) -> Any:
     from padt.model.modeling import PaDTForConditionalGeneration
     from padt.pretrained.config import load_config
 
-    model_config, _ = load_config(config.model)
+    if model_config is None:
+        model_config, _ = load_config(config.model)
     attention = resolve_attention(config.attn_implementation, device)
     with torch.device("meta"), no_init_weights():
         model = PaDTForConditionalGeneration._from_config(

@@ -266,6 +266,15 @@ def test_an_override_must_name_a_stage(recipe_file: str, override: str) -> None:
         run_recipe(recipe_file, [override])
 
 
+def test_a_tracking_server_that_is_down_is_told_before_anything_starts(
+    recipe_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"MLflow server http://127\.0\.0\.1:9 does not answer .* MLFLOW_TRACKING_URI"):
+        run_recipe(recipe_file)
+    assert not CALLS
+
+
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(UserError, match=r"Recipe nowhere\.yaml does not exist"):
         run_recipe("nowhere.yaml")
