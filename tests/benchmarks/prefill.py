@@ -39,7 +39,7 @@ def main() -> int:
             first = partial(plain, **inputs, use_cache=True, logits_to_keep=1)
             ratio = interleaved(first, partial(padt.prefill, **inputs), arguments.rounds, warm_up=1)
         print(f"hidden {hidden}, {arguments.layers} layers, batch {arguments.batch}: plain, PaDT: {ratio}", flush=True)
-        worst = max(worst, ratio.median)
+        worst = max(worst, ratio.judged)
     print(f"worst ratio {worst:.3f}, limit {arguments.limit}")
     return 0 if worst <= arguments.limit else 1
 

@@ -26,6 +26,11 @@ class Ratio:
     high: float
     cpu: float
 
+    @property
+    def judged(self) -> float:
+        """The ratio that limits hold: of processor time, which a busy machine leaves alone; of the clock on a GPU."""
+        return self.median if torch.cuda.is_available() else self.cpu
+
     def __str__(self) -> str:
         return (
             f"{self.first_ms:8.1f} ms  {self.second_ms:8.1f} ms  ratio {self.median:.3f} "
