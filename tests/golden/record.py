@@ -106,10 +106,14 @@ def write_record(record: dict[str, Any], path: Path = RECORD) -> None:
 
 
 def _logged(output: Path) -> list[Row]:
-    """The rows of a run less ``perf/*``, which no two runs share."""
+    """Step and ``train/*`` of a run: no two runs share ``perf/*``, and ``data/*`` says nothing of the weights."""
     lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [
-        {name.removeprefix("train/"): value for name, value in json.loads(line).items() if not name.startswith("perf/")}
+        {
+            name.removeprefix("train/"): value
+            for name, value in json.loads(line).items()
+            if name.startswith("train/") or name == "step"
+        }
         for line in lines
     ]
 
