@@ -1,52 +1,50 @@
 """Makes the small base model that the toy recipe starts from, out of seeds and nothing else.
 
-It plays the part that a pretrained checkpoint plays for the real PaDT. In conversations about drawn scenes it learns to
-see, to read, to answer short questions, and to point at the one thing that a sentence describes. It has never seen a
-detection prompt, a class list, several objects in one answer, or a grounded caption: these are what the recipe's
-stages teach. Its scenes come from a split of their own.
+It plays the part that a pretrained checkpoint plays for the real PaDT. First its vision tower learns to tell what each
+patch of a picture shows (kind, colour, size and box of the shape there), through a head that is dropped at the end.
+Then, in conversations about drawn scenes, it learns to read, to answer short questions, and to point at the one thing
+that a sentence describes. It has never seen a detection prompt, a class list, several objects in one answer, or a
+grounded caption: these are what the recipe's stages teach. Its scenes come from a split of their own.
 
     python -m jobs.training.toy_base --out pipelines/toy/base
 """
 
 import argparse
-import io
 import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Qwen2_5_VLConfig
 
-from padt.checkpoints.loading import load_model, save_model
-from padt.data.collate import Batch, EncodedSample, collate
-from padt.data.conversation import Group, ObjectTarget, Turn, question
+from padt.checkpoints.loading import save_model
+from padt.data.collate import Batch, collate, normalize_pixels
 from padt.data.image import ResizePolicy
-from padt.data.patches import coverage_of_rle, foreground
 from padt.data.processor import PaDTProcessor, image_processor
-from padt.data.rle import encode
-from padt.data.tasks import Sample, refer_answer, refer_prompt
-from padt.data.vrt import choose_vrts
+from padt.data.vrt import VRTRule
 from padt.model.losses import LOSS_TERMS, LossSettings
 from padt.model.modeling import PaDTForConditionalGeneration
 from padt.pretrained.config import PaDTConfig
-from pipelines.toy.language import choose_expressions, plain_turns
+from padt.pretrained.model_card import ModelFacts
+from pipelines.toy.lessons import PATCH_ATTRIBUTES, conversation, patch_labels
 from pipelines.toy.model_config import toy_config
-from pipelines.toy.scenes import SCENE_SIZES, Scene, SceneOptions, Shape, draw_scene
+from pipelines.toy.scenes import SCENE_SIZES, SceneOptions, draw_scene
 from pipelines.toy.tokenizer import CHAT_TEMPLATE, build_tokenizer
 
 logger = logging.getLogger(__name__)
 
 # Splits of the toy set count from 0; this one is out of their reach.
 BASE_SPLIT = 1_000_003
-_QUALITY = 92
+_SHOWN_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -54,20 +52,34 @@ class Phase:
     """A stretch of training with optimisers and a schedule of its own.
 
     Attributes:
-        steps: optimiser steps; about 0.85 seconds each on one core.
-        horizon: steps after which the cosine of the learning rate would reach its floor.
+        steps: optimiser steps.
+        horizon: steps after which the learning rate, falling along a cosine, would be a fiftieth; 0: ``steps``.
+        rise: steps in which the learning rate rises to its top.
         rate: factor of the recipe's learning rates at the top.
+        vision: factor of the learning rates of the vision tower, beside ``rate``.
+        patches: weight of the loss of the head that tells what each patch shows.
         pointing: turns of a conversation that ask for the place of one thing.
-        talking: turns with plain questions and answers.
-        warm: share of the steps in which the decoder gets prototypes, until states mean something.
+        talking: turns with plain questions and answers. Without any turns, the vision tower learns alone.
+        vrt_rule: how VRTs are picked. Greedy decoding under the paper's rule repeats one patch, which often is one that
+            two shapes share; under ``distinct`` it learns to go on to others, which tell the shapes apart.
+        warm: first steps, in which the decoder gets prototypes, until states mean something.
     """
 
     steps: int
-    horizon: int
+    horizon: int = 0
+    rise: int = 100
     rate: float = 1.0
-    pointing: int = 4
-    talking: int = 2
-    warm: float = 0.0
+    vision: float = 1.0
+    patches: float = 1.0
+    pointing: int = 0
+    talking: int = 0
+    vrt_rule: VRTRule = "random"
+    warm: int = 0
+
+    @property
+    def talks(self) -> bool:
+        """Whether the whole model learns."""
+        return self.pointing + self.talking > 0
 
 
 @dataclass(frozen=True)
@@ -79,70 +91,77 @@ class BaseRecipe:
         images: pictures a step, all of one size.
         learning_rate: peak, AdamW (embeddings, norms, prototypes, decoder).
         muon_rate: peak, Muon (matrices of vision tower and language model).
-        phases: one after the other; each starts from what the one before saved.
+        phases: one after the other, on the weights that the one before left.
     """
 
     seed: int = 7
     images: int = 16
     learning_rate: float = 2e-3
     muon_rate: float = 0.02
+    # Seconds a step on one quiet core: 0.2 in the first phase, 0.9 in the others.
     phases: tuple[Phase, ...] = (
-        Phase(steps=2000, horizon=3000, warm=0.15),
-        Phase(steps=700, horizon=700, rate=0.5),
+        Phase(steps=1500),
+        Phase(steps=200, horizon=900, vision=0.2, patches=0.3, pointing=4, talking=2, warm=90),
+        Phase(steps=400, rise=30, vision=0.2, patches=0.3, pointing=4, talking=2),
+        Phase(steps=800, rise=30, rate=0.7, vision=0.2, patches=0.3, pointing=4, talking=2),
+        Phase(steps=240, rise=20, rate=0.5, vision=0.2, patches=0.3, pointing=4, talking=2, vrt_rule="distinct"),
     )
 
 
-class Conversations(IterableDataset):
+class PatchTargets(NamedTuple):
+    """What the patches of a batch show; see ``pipelines.toy.lessons.PatchLabels``."""
+
+    attributes: Tensor
+    boxes: Tensor
+
+
+class Lessons(IterableDataset):
     """Endless batches of conversations about base scenes; every batch has pictures of one size."""
 
     def __init__(self, processor: PaDTProcessor, recipe: BaseRecipe, number: int) -> None:
         super().__init__()
         self.processor, self.recipe, self.number = processor, recipe, number
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[Batch, PatchTargets]]:
         """Batches in an order that the seed fixes."""
+        phase = self.recipe.phases[self.number]
         step = 0
         while True:
             rng = np.random.default_rng([self.recipe.seed, BASE_SPLIT, self.number, step])
             options = SceneOptions(sizes=(SCENE_SIZES[rng.integers(len(SCENE_SIZES))],))
-            phase = self.recipe.phases[self.number]
-            samples = [conversation(self.processor, rng, options, phase) for _ in range(self.recipe.images)]
-            yield collate(samples, self.processor.pad_token_id)
+            scenes = [draw_scene(rng, options) for _ in range(self.recipe.images)]
+            # A conversation needs a turn, also where the words are not read.
+            talking = phase.talking if phase.talks else 1
+            samples = [
+                conversation(self.processor, scene, rng, phase.pointing, talking, phase.vrt_rule) for scene in scenes
+            ]
+            labels = [patch_labels(scene) for scene in scenes]
+            targets = PatchTargets(
+                torch.from_numpy(np.concatenate([label.attributes for label in labels])),
+                torch.from_numpy(np.concatenate([label.boxes for label in labels])),
+            )
+            yield collate(samples, self.processor.pad_token_id), targets
             step += 1
 
 
-def conversation(
-    processor: PaDTProcessor, rng: np.random.Generator, options: SceneOptions, phase: Phase
-) -> EncodedSample:
-    """One picture, several turns about it; every answer is supervised."""
-    scene = draw_scene(rng, options)
-    talk = plain_turns(scene, rng)
-    expressions = choose_expressions(scene, rng)
-    expressions = [expressions[index] for index in rng.permutation(len(expressions))]
-    asked: list[tuple[str, str, Shape | None]] = [(words, answer, None) for words, answer in talk[: phase.talking]]
-    for expression in expressions[: phase.pointing]:
-        asked.append((refer_prompt(expression.text), expression.text, scene.shapes[expression.shape]))
-    turns: list[Turn] = []
-    for number, place in enumerate(rng.permutation(len(asked))):
-        words, said, shape = asked[place]
-        content = (said,) if shape is None else refer_answer(said, [_group(scene, shape, rng)])
-        turns += [question(words, 1 if number == 0 else 0), Turn("assistant", content)]
-    return processor.encode(Sample("base", "refer", (_as_photograph(scene.image),), tuple(turns)))
+class PatchHead(nn.Module):
+    """Tells from the vision tower's features what each patch shows; the base model is shipped without it."""
 
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [len(words) + 1 for words in PATCH_ATTRIBUTES.values()]
+        self.head = nn.Linear(width, sum(self.sizes) + 4)
 
-def _group(scene: Scene, shape: Shape, rng: np.random.Generator) -> Group:
-    rle = encode(shape.mask)
-    patches = np.flatnonzero(foreground(coverage_of_rle(rle, scene.height // 28, scene.width // 28)))
-    x0, y0, x1, y1 = shape.box
-    box = (x0 / scene.width, y0 / scene.height, x1 / scene.width, y1 / scene.height)
-    target = ObjectTarget(shape.kind, box, tuple(patches.tolist()), rle)
-    return Group(target, choose_vrts(patches, scene.width // 28, "random", 5, rng))
-
-
-def _as_photograph(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    def loss(self, features: Tensor, targets: PatchTargets) -> dict[str, Tensor]:
+        """Cross-entropy of each attribute and the boxes' L1 distance; ``features``: ``(patches, width)``."""
+        *logits, boxes = self.head(features).split([*self.sizes, 4], dim=-1)
+        parts = {
+            name: F.cross_entropy(scores, targets.attributes[:, column])
+            for column, (name, scores) in enumerate(zip(PATCH_ATTRIBUTES, logits, strict=True))
+        }
+        seen = targets.boxes.sum(-1) > 0
+        distances = (boxes.sigmoid() - targets.boxes).abs().sum(-1)
+        return parts | {"place": (distances * seen).sum() / seen.sum()}
 
 
 def toy_processor(vrt_offset: int) -> PaDTProcessor:
@@ -175,91 +194,111 @@ def toy_model(seed: int, config: Qwen2_5_VLConfig | None = None) -> PaDTForCondi
     return model
 
 
-def build_optimizers(model: nn.Module, recipe: BaseRecipe) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    parameters: Iterable[tuple[str, nn.Parameter]], recipe: BaseRecipe, vision: float
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside vision tower and language model, AdamW for everything else.
 
-    With Muon the loss of 200 AdamW steps was reached in about 150 (same seed, same data).
+    With Muon the loss of 200 AdamW steps was reached in about 150 (same seed, same data). Each group's ``peak`` is the
+    top of its learning rate; ``vision`` is a factor of the vision tower's.
     """
-    matrices, slow, rest = [], [], []
-    for name, parameter in model.named_parameters():
-        if "patch_embed" in name:
-            slow.append(parameter)
-        elif name.startswith("model.") and parameter.ndim == 2 and "embed" not in name:
-            matrices.append(parameter)
+    matrices: dict[float, list[nn.Parameter]] = {}
+    others: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        factor = vision if ".visual." in name else 1.0
+        if name.startswith("model.") and parameter.ndim == 2 and "embed" not in name:
+            matrices.setdefault(factor * recipe.muon_rate, []).append(parameter)
         else:
-            rest.append(parameter)
+            factor *= 0.3 if "patch_embed" in name else 1.0
+            others.setdefault(factor * recipe.learning_rate, []).append(parameter)
     adam = torch.optim.AdamW(
-        [{"params": rest}, {"params": slow}], lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+        [{"params": part, "peak": peak} for peak, part in others.items()], betas=(0.9, 0.99), weight_decay=0.01
     )
-    muon = torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.01)
-    for group, peak in zip(
-        [*adam.param_groups, *muon.param_groups],
-        [recipe.learning_rate, 0.3 * recipe.learning_rate, recipe.muon_rate],
-        strict=True,
-    ):
-        group["peak"] = peak
+    muon = torch.optim.Muon([{"params": part, "peak": peak} for peak, part in matrices.items()], weight_decay=0.01)
     return [adam, muon]
 
 
-def train(model: PaDTForConditionalGeneration, processor: PaDTProcessor, recipe: BaseRecipe, number: int) -> None:
-    """One phase of training on conversations; progress goes to the log."""
+def train(
+    model: PaDTForConditionalGeneration, head: PatchHead, processor: PaDTProcessor, recipe: BaseRecipe, number: int
+) -> None:
+    """One phase of training; progress goes to the log."""
     phase = recipe.phases[number]
-    optimizers = build_optimizers(model, recipe)
-    data = Conversations(processor, recipe, number)
-    batches = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8))
+    learning = [(name, parameter) for name, parameter in model.named_parameters() if phase.talks or ".visual." in name]
+    learning += head.named_parameters()
+    optimizers = build_optimizers(learning, recipe, phase.vision)
+    batches = iter(DataLoader(Lessons(processor, recipe, number), batch_size=None, num_workers=1, prefetch_factor=8))
+    features: list[Tensor] = []
+    watching = model.model.visual.register_forward_hook(lambda _, __, output: features.append(output.pooler_output))
     started = time.monotonic()
     shown: dict[str, float] = {}
     model.train()
     for step in range(phase.steps):
-        cosine = (1 + math.cos(math.pi * step / phase.horizon)) / 2
-        factor = phase.rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
+        factor = phase.rate * min(1.0, (step + 1) / phase.rise)
+        factor *= 0.02 + 0.98 * (1 + math.cos(math.pi * step / (phase.horizon or phase.steps))) / 2
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        warm = step < phase.warm * phase.steps
-        output = model(batch=next(batches), loss=LossSettings(), prototypes_to_decoder=warm)
-        model.zero_grad(set_to_none=True)
-        output.total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        batch, targets = next(batches)
+        features.clear()
+        if phase.talks:
+            output = model(
+                batch=batch,
+                loss=LossSettings(punish_repeats=phase.vrt_rule == "distinct"),
+                prototypes_to_decoder=step < phase.warm,
+            )
+            total, parts = output.total, {name: output.parts[name] for name in (*LOSS_TERMS, "iou")}
+        else:
+            model.image_features(normalize_pixels(batch.pixels), batch.grid_thw)
+            total, parts = torch.zeros(()), {}
+        patches = head.loss(features[0], targets)
+        total = total + phase.patches * sum(patches.values())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_([parameter for _, parameter in learning], 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        for name in (*LOSS_TERMS, "iou"):
-            shown[name] = shown.get(name, 0.0) + output.parts[name].item() / 50
-        if (step + 1) % 50 == 0:
+        for name, value in (parts | patches).items():
+            shown[name] = shown.get(name, 0.0) + value.item() / _SHOWN_STEPS
+        if (step + 1) % _SHOWN_STEPS == 0:
             losses = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
             seconds = time.monotonic() - started
             logger.info("phase %d, step %d of %d, %.0f s: %s", number + 1, step + 1, phase.steps, seconds, losses)
             shown = {}
-
-
-def _save(model: PaDTForConditionalGeneration, processor: PaDTProcessor, out: Path) -> None:
-    """Replace ``out`` by the model in bf16 (half the size; the stages train in fp32 again)."""
-    if out.exists():
-        shutil.rmtree(out)
-    copy = PaDTForConditionalGeneration(model.config)
-    copy.load_state_dict(model.state_dict())
-    save_model(copy.to(torch.bfloat16), processor, out)
+    watching.remove()
 
 
 def main() -> None:
     """Command line: ``--out FOLDER [--from-phase N]``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model; replaced if it exists")
-    parser.add_argument("--from-phase", type=int, default=1, help="go on after an earlier run's <out>.phase<N-1>")
+    parser.add_argument("--from-phase", type=int, default=1, help="go on after an earlier run's <out>.phase<N-1>.pt")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     recipe = BaseRecipe()
+    out: Path = arguments.out
+    model = toy_model(recipe.seed)
+    head = PatchHead(model.config.text_config.hidden_size)
+    processor = toy_processor(model.config.vrt_offset)
+    everything = nn.ModuleList([model, head])
+    if arguments.from_phase > 1:
+        everything.load_state_dict(torch.load(_weights_after(out, arguments.from_phase - 1), weights_only=True))
     for number in range(arguments.from_phase - 1, len(recipe.phases)):
-        model = toy_model(recipe.seed) if number == 0 else load_model(_saved(arguments.out, number - 1))
-        processor = toy_processor(model.config.vrt_offset)
-        train(model, processor, recipe, number)
-        _save(model, processor, _saved(arguments.out, number))
-    _save(model, processor, arguments.out)
+        train(model, head, processor, recipe, number)
+        torch.save(everything.state_dict(), _weights_after(out, number + 1))
+    if out.exists():
+        shutil.rmtree(out)
+    # In bf16, half the size; the stages train in fp32 again.
+    steps = sum(phase.steps for phase in recipe.phases)
+    facts = ModelFacts(
+        license="apache-2.0", training={"steps": steps, "samples_per_step": recipe.images, "seed": recipe.seed}
+    )
+    save_model(model.to(torch.bfloat16), processor, out, facts=facts)
 
 
-def _saved(out: Path, number: int) -> Path:
-    return out.with_name(f"{out.name}.phase{number + 1}")
+def _weights_after(out: Path, phases: int) -> Path:
+    return out.with_name(f"{out.name}.phase{phases}.pt")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ class LossSettings:
         weights: weight of each term of ``LOSS_TERMS`` in the total. Terms that are left out have the table's weight; a
             term of weight 0 is reported but not trained on.
         robust: leave an object's other foreground patches out of the softmax at its VRTs (robust cross-entropy).
+        punish_repeats: of these patches, keep those that the answer has written already in the softmax, so that greedy
+            decoding goes on to others; for groups of different patches (``task.vrt_rule`` ``distinct``).
         box_targets: ``float32``, or ``bfloat16`` to round ground-truth boxes as the released training did.
         average: ``global``, means over all samples (objects, masks) of an optimiser step, or ``rank``, means over each
             rank's own objects and masks of a batch, which the released training then averaged: there an object counts
@@ -57,6 +59,7 @@ class LossSettings:
 
     weights: dict[str, float] = field(default_factory=dict)
     robust: bool = True
+    punish_repeats: bool = False
     box_targets: Literal["float32", "bfloat16"] = "float32"
     average: Literal["global", "rank"] = "global"
     chunk_rows: int = 512

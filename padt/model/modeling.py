@@ -307,7 +307,9 @@ class PaDTForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
                 use_cache=False,
             ).last_hidden_state
 
-        excluded = _excluded_vrts(batch, self.config.vrt_offset) if settings.robust else None
+        excluded = None
+        if settings.robust:
+            excluded = _excluded_vrts(batch, self.config.vrt_offset, settings.punish_repeats)
         nll = self.lm_head(
             hidden, prototypes, prototype_mask, batch.supervised, excluded, chunk_rows=settings.chunk_rows
         )
@@ -417,14 +419,22 @@ def register() -> None:
     )
 
 
-def _excluded_vrts(batch: Batch, offset: int) -> Tensor:
-    """``(batch, rows, max_patches)``: at a VRT row, the other foreground patches of its object."""
+def _excluded_vrts(batch: Batch, offset: int, punish_repeats: bool = False) -> Tensor:
+    """``(batch, rows, max_patches)``: at a VRT row, the other foreground patches of its object.
+
+    ``punish_repeats`` leaves out of them what earlier rows of its group have written.
+    """
     groups, targets = batch.supervised.groups, batch.supervised.targets
     width = max(1, *batch.patch_counts)
     if not len(batch.foreground):
         return torch.zeros((*groups.shape, width), dtype=torch.bool, device=groups.device)
     excluded = batch.foreground[groups.clamp(min=0)] & (groups >= 0)[..., None]
     target = (targets - offset).clamp(min=0, max=width - 1)
+    if punish_repeats:
+        # Row by row of a sample: (later, earlier) of one group, times the earlier row's patch.
+        earlier = ((groups[:, :, None] == groups[:, None, :]) & (groups >= 0)[:, :, None]).float().tril(-1)
+        written = earlier @ torch.nn.functional.one_hot(target, width).float()
+        excluded = excluded & (written == 0)
     # The target itself stays; at text rows nothing is excluded anyway.
     return excluded.scatter(2, target[..., None], False)
 

@@ -15,7 +15,6 @@ from pipelines.toy.scenes import COLOURS, KINDS, Scene, Shape
 CLEAR_MARGIN = 8.0
 _PATCH = 28
 _COLOURED = ("full", "colour", "shade")
-_COLOURLESS_SHARE = 0.3
 NUMBER_WORDS = ("none", "one", "two", "three", "four")
 
 # Word, axis, sign, edge of the box: the leftmost shape has the smallest centre and the smallest left edge.
@@ -74,7 +73,7 @@ def referring_expressions(scene: Scene) -> list[Expression]:
 def choose_expressions(scene: Scene, rng: np.random.Generator, per_shape: int = 3) -> list[Expression]:
     """Up to ``per_shape`` sentences for each shape, of different families as long as there are some.
 
-    Most name a colour; for three shapes in ten, one sentence tells the shape by kind, size or place alone.
+    One of them names the shape's colour; the others tell the shape by kind, size or place alone.
     """
     chosen: list[Expression] = []
     everything = referring_expressions(scene)
@@ -84,11 +83,9 @@ def choose_expressions(scene: Scene, rng: np.random.Generator, per_shape: int = 
             if expression.shape == index:
                 families.setdefault(expression.family, []).append(expression)
         names = _shuffled(list(families), rng)
+        coloured = [name for name in names if name in _COLOURED]
         colourless = [name for name in names if name not in _COLOURED]
-        names = [name for name in names if name in _COLOURED]
-        if colourless and rng.random() < _COLOURLESS_SHARE:
-            names = [colourless[0], *names]
-        for name in names[:per_shape]:
+        for name in [*coloured[:1], *colourless, *coloured[1:]][:per_shape]:
             chosen.append(_pick(families[name], rng))
     return chosen
 

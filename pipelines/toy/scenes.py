@@ -21,9 +21,9 @@ COLOURS = {
     "cyan": (40, 216, 226),
 }
 SIZES = {"small": (17.0, 20.0), "large": (26.0, 30.0)}
-# What detection may ask for. Colours are what so small a model tells apart within minutes; kinds take it hours.
+# What detection may ask for.
 CLASS_NAMES = {"colour": tuple(f"{colour} shape" for colour in COLOURS), "kind": KINDS}
-CATEGORY_NAMES = CLASS_NAMES["colour"]
+CATEGORY_NAMES = CLASS_NAMES["kind"]
 SCENE_SIZES = ((112, 112), (112, 140), (140, 112))
 
 _PATCH = 28
@@ -59,9 +59,9 @@ class SceneOptions:
     min_inside: float = 0.75
     min_visible: float = 0.75
     max_tilt: float = 8.0
-    shared_colour: float = 0.0
+    shared_colour: float = 0.5
     large: tuple[float, float] = SIZES["large"]
-    classes: str = "colour"
+    classes: str = "kind"
 
     def __post_init__(self) -> None:
         if not self.sizes or any(side < 4 * _PATCH or side % _PATCH for size in self.sizes for side in size):

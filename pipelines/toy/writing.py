@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test", "talk")
 # With gaps and not from 1, as COCO's: category ids are no indices.
 _IDS = (2, 3, 5, 8, 9, 12)
 _CATEGORY_IDS = {name: number for names in CLASS_NAMES.values() for number, name in zip(_IDS, names, strict=False)}
-_VERSION = "1"
+_VERSION = "2"
 _LICENCE = {"id": 1, "name": "Apache License 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
 _QUALITY = 92
 _IDS_PER_IMAGE = 10

@@ -1,7 +1,7 @@
 """The golden record: every number that the first steps of the toy stages log, by which a refactoring is judged.
 
 ``losses.json`` beside this file holds them. A change of the code that changes a number on purpose writes the file anew
-(about 75 seconds on two quiet cores) and says so in its commit::
+(about a minute on two quiet cores) and says so in its commit::
 
     python -m tests.golden.record
 """
@@ -27,9 +27,9 @@ BASE_MODEL = REPOSITORY / "pipelines" / "toy" / "base"
 # Each stage starts from the model that the stage before it left; these are names of packaged configurations.
 STAGES = {"pretrain": "toy_pretrain", "finetune": "toy_finetune"}
 WORKERS = (1, 2)
-STEPS = 20
+STEPS = 8
 # A set that is seen several times in these steps: the record covers the ends of epochs as well.
-SCENES = 60
+SCENES = 20
 SCENES_SEED = 11
 # Everything else is as the configurations have it.
 OVERRIDES = (

@@ -45,9 +45,9 @@ def test_on_another_machine_the_first_steps_are_held_to_a_tolerance(step: int) -
 
 def test_on_another_machine_later_losses_are_free_and_the_schedule_is_not() -> None:
     golden, run = read_record(), "finetune, 2 workers"
-    assert difference(golden, changed(run, 9, "loss", 1.5, torch="9.9")) is None
+    assert difference(golden, changed(run, 6, "loss", 1.5, torch="9.9")) is None
     for term in ("lr", "epoch"):
-        assert f"step 9, {term}: " in str(difference(golden, changed(run, 9, term, 1.001, torch="9.9")))
+        assert f"step 6, {term}: " in str(difference(golden, changed(run, 6, term, 1.001, torch="9.9")))
 
 
 def test_another_model_of_processor_is_told_and_held_to_every_bit() -> None:
@@ -60,7 +60,7 @@ def test_what_is_missing_is_seen(runs: Runs) -> None:
     golden = read_record()
     assert difference(golden, {**golden, "runs": runs}) is not None
     short = {**golden, "runs": {name: rows[:-1] for name, rows in golden["runs"].items()}}
-    assert "20 steps in the record, 19 now" in str(difference(golden, short))
+    assert "8 steps in the record, 7 now" in str(difference(golden, short))
     more = {
         **golden,
         "runs": {name: [{**row, "loss_new": 1.0} for row in rows] for name, rows in golden["runs"].items()},

@@ -198,10 +198,10 @@ def test_the_toy_set_takes_the_road_of_real_data(tmp_path):
     for row in spread_rows(str(tmp_path / "toy" / "train"), sets.train, 12):
         for caption in row["captions"]:
             assert caption["objects"] and caption["text"].count("<|Obj_") == len(caption["objects"])
-        # A sentence that names a colour means the shape of that colour.
+        # A sentence that names a class means an object of that class.
         for item in row["references"]:
             (place,) = item["objects"]
-            named = [name for name in sets.train.class_names if name.split()[0] in item["text"].split()]
+            named = [name for name in sets.train.class_names if name in item["text"].split()]
             assert named in ([], [row["objects"][place]["label"]])
 
 

@@ -81,6 +81,12 @@ def test_chosen_sentences_are_varied_and_few(scenes):
             assert len(families) <= 3 and len(set(families)) == len(families)
 
 
+def test_most_chosen_sentences_name_no_colour(scenes):
+    chosen = [expression.text for scene, rng in scenes for expression in choose_expressions(scene, rng)]
+    coloured = sum(any(colour in text.split() for colour in COLOURS) for text in chosen)
+    assert 0.2 * len(chosen) < coloured < 0.45 * len(chosen)
+
+
 def test_captions_tag_existing_shapes_that_are_as_their_words_say(scenes):
     for scene, rng in scenes:
         ids = [900 + 7 * index for index in range(len(scene.shapes))]

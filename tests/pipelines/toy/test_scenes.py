@@ -49,7 +49,9 @@ def test_no_pixel_belongs_to_two_shapes_and_all_shapes_can_be_seen(scenes):
 
 
 def test_harder_scenes_share_colours_and_have_larger_shapes():
-    options = SceneOptions(((140, 140),), min_shapes=2, max_shapes=4, shared_colour=1.0, large=(30.0, 36.0))
+    options = SceneOptions(
+        ((140, 140),), min_shapes=2, max_shapes=4, shared_colour=1.0, large=(30.0, 36.0), classes="colour"
+    )
     scenes = [draw_scene(scene_rng(11, 0, number), options) for number in range(60)]
     for scene in scenes:
         colours = Counter(shape.colour for shape in scene.shapes)

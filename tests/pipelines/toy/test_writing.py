@@ -41,7 +41,7 @@ def test_files_hold_what_is_drawn(written, instances):
             assert np.array_equal(rle.decode(annotation["segmentation"]), shape.mask)
             x, y, width, height = annotation["bbox"]
             assert (x, y, x + width, y + height) == shape.box and annotation["area"] == shape.area
-            assert names[annotation["category_id"]] == shape.category == f"{shape.colour} shape"
+            assert names[annotation["category_id"]] == shape.category == shape.kind
 
 
 def test_the_coco_api_reads_the_instances(written):
