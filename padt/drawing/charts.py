@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from padt.drawing.page import Markup, element
 
-_BAR = (120, 10)
+_BAR = (100, 10)
 _PLOT = (320, 240)
 _MARGIN = (46, 10, 10, 40)
 _TICKS = 5

@@ -78,7 +78,8 @@ def _scores(summary: Mapping[str, Any]) -> list[Content]:
     if short:
         every = _metrics(in_order(metrics), metrics, "All scores")
         parts.append(element("details", element("summary", "all scores"), every))
-    counts = [[name.replace("_", " "), number] for name, number in sorted(summary["counts"].items())]
+    # Without those of nothing: a scoring counts more kinds of strange answers than an evaluation, which has none.
+    counts = [[name.replace("_", " "), number] for name, number in sorted(summary["counts"].items()) if number]
     shown = table(["what", "number"], counts, "Counts")
     parts.append(element("details", element("summary", "counts that they stand on"), shown))
     return parts

@@ -10,6 +10,7 @@ from jobs.evaluation.answers import checked, windows
 from jobs.evaluation.evaluate import answer, run_evaluate
 from jobs.evaluation.report.publish import ReportOptions
 from jobs.evaluation.samples import open_eval_set, policy_mismatch
+from jobs.evaluation.score import run_score
 from jobs.evaluation.scoring import score_records
 from jobs.evaluation.store import REPORT_FILES
 from padt.data.image import ResizePolicy
@@ -175,6 +176,10 @@ def test_real_model_leaves_a_whole_report(mini, tiny, tmp_path):
     rows = pq.read_table(out / "predictions.parquet").to_pylist()
     assert [row["id"] for row in rows] == sorted({row["id"] for row in rows})
     assert len(rows) == result.samples
+    # Scored again, the same answers give the same report.
+    page = (out / "report.html").read_bytes()
+    run_score(out, mini, report=ReportOptions(pictures=0))
+    assert (out / "report.html").read_bytes() == page
     # Another evaluation takes its place when told to; what else lies there stays.
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="tasks: .* --overwrite"):

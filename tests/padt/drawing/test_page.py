@@ -96,7 +96,7 @@ def test_the_same_content_gives_the_same_bytes_and_wide_pictures_shrink():
 
 
 def test_charts_show_values_where_they_belong():
-    assert 'width="60"' in bar(0.5) and 'width="120"' in bar(7) and 'x1="48" x2="72"' in bar(0.5, (0.4, 0.6))
+    assert 'width="50"' in bar(0.5) and 'width="100"' in bar(7) and 'x1="40" x2="60"' in bar(0.5, (0.4, 0.6))
     drawn = reliability([(0.5, 1.0, 4), (1.0, 0.0, 1)], "x")
     assert 'cx="206" cy="10" r="10"' in drawn and 'cx="366" cy="250" r="6.2"' in drawn
     flat = line_chart([Line("one", ((1, 0.5),))], "k", "recall", "x", (0.0, 1.0))
