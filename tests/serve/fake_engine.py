@@ -23,8 +23,9 @@ def words_of(request: Request) -> str:
 
 
 class Answers:
-    """Answers at once; the prompts 'slow', 'silent', 'endless', 'refuse', 'crash', 'die', 'cut', 'hang' and 'count' do
-    what they say.
+    """Answers at once; some prompts do what they say.
+
+    They are 'slow', 'silent', 'endless', 'refuse', 'crash', 'die', 'break off', 'cut', 'hang' and 'count'.
 
     Attributes:
         jobs: what was asked.
@@ -88,6 +89,9 @@ class Answers:
         yield [TextPiece("one thing (")]
         if prediction.objects:
             yield [ObjectFound(number, found) for number, found in enumerate(prediction.objects)]
+        if "break off" in words:
+            await asyncio.sleep(0.3)
+            os._exit(1)
         while "endless" in words:
             await asyncio.sleep(0.02)
             yield [TextPiece("and so on ")]

@@ -20,7 +20,7 @@ from padt.inference.results import Frame, Prediction  # noqa: E402
 from serve.ingress.deployment import Ingress, api  # noqa: E402
 from serve.settings import ServerArgs  # noqa: E402
 from tests.serve.fake_engine import FakeEngine  # noqa: E402
-from tests.serve.test_http_predict import settled  # noqa: E402
+from tests.serve.test_http_predict import read_events, settled  # noqa: E402
 from tests.serve.test_reading import encoded  # noqa: E402
 
 PHASES = {"decode", "queue", "prefill", "steps", "objects", "encode", "total"}
@@ -273,6 +273,13 @@ def test_a_question_over_which_an_engine_dies_is_asked_once_more(
     assert flag.read_text() == ""
     if status == 503:
         assert answer.json()["error"]["code"] == "engine_lost"
+
+
+def test_a_stream_whose_engine_dies_ends_with_an_error_and_is_not_begun_again(mortal: httpx.Client) -> None:
+    found = read_events(ask(mortal, task="chat", prompt="break off", stream=True).text)
+    assert [name for name, _ in found] == ["text", "object", "error"]
+    assert found[-1][1]["error"]["code"] == "engine_lost"
+    assert free_again(mortal)
 
 
 def test_health_readiness_and_models(client: httpx.Client) -> None:
