@@ -1,5 +1,6 @@
 """MLflow with one writer: a run that is started once, resumed after a restart, and never gets a step twice."""
 
+import json
 import logging
 import math
 import os
@@ -113,6 +114,16 @@ class TrackedRun:
             path.write_bytes(content)
             self.client.log_artifact(self.run_id, str(path))
 
+    def log_sets(self, sets: Mapping[str, Mapping[str, Any]]) -> None:
+        """Enter prepared sets as the run's inputs, by name: ``url`` and ``fingerprint`` of each."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        inputs = [
+            DatasetInput(Dataset(name, str(facts["fingerprint"])[:36], "padt", json.dumps({"url": facts["url"]})))
+            for name, facts in sets.items()
+        ]
+        self.client.log_inputs(self.run_id, datasets=inputs)
+
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""
         for key, value in tags.items():
@@ -183,14 +194,15 @@ def _artifact_folder(uri: str) -> str | None:
 
 
 def git_tags() -> dict[str, str]:
-    """Commit of the code that runs, where it is a git checkout."""
+    """Commit of the code that runs, and whether its files are as committed, where it is a git checkout."""
     import subprocess
 
-    folder = Path(__file__).resolve().parent
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"mlflow.source.git.commit": commit}
+    return {"mlflow.source.git.commit": commit, "padt.git.clean": str(not changed).lower()}

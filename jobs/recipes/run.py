@@ -204,6 +204,8 @@ def _perform(recipe: Recipe, name: str, folders: Mapping[str, str], tracker: Rec
     }
     if stage.kind == "evaluate":
         tracker.evaluated(name, folder, result["metrics"])
+    elif stage.kind != "train":
+        tracker.performed(name, stage.kind, folder, result)
     write_json(folder, DONE, marker)
     return marker
 

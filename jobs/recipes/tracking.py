@@ -1,4 +1,4 @@
-"""MLflow side of a recipe: one parent run, a child for each evaluation (training stages make their own)."""
+"""MLflow side of a recipe: one parent run, a child for each stage (training stages make their own)."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.common.mlflow_run import TrackedRun, start_run, tracking_uri
 from jobs.evaluation.store import REPORT_FILES
+from pipelines.inspection.report import REPORT_NAME
 from pipelines.io.storage import Folder
 
 MEMORY = "recipe.json"
@@ -52,6 +53,19 @@ class RecipeTracker:
         for name in REPORT_FILES:
             if left.exists(name):
                 child.log_file(name, left.read(name))
+        child.finish()
+
+    def performed(self, stage: str, kind: str, folder: str, result: Mapping[str, Any]) -> None:
+        """Enter a stage that has no run of its own as a child run: prepared sets as inputs, with their reports."""
+        child = start_run(self._experiment, stage, parent_run_id=self.open(), tags={"padt.stage": kind})
+        child.log_params(self._parameters[stage])
+        sets = result.get("sets") or {}
+        if sets:
+            child.log_sets(sets)
+        for name, facts in sets.items():
+            report = Folder(facts["url"])
+            if report.exists(REPORT_NAME):
+                child.log_file(f"{name}-{REPORT_NAME}", report.read(REPORT_NAME))
         child.finish()
 
     def close(self, status: str, metrics: Mapping[str, float]) -> None:

@@ -315,6 +315,8 @@ def _finish(
         def close() -> None:
             run.log_text(json.dumps(summary, indent=2), "train_summary.json")
             run.set_tags({"padt.data_fingerprint": plan.mixture.fingerprint(), "padt.model": result.model_path})
+            indices = zip(plan.mixture.names, plan.mixture.indices, strict=True)
+            run.log_sets({name: {"url": index.url, "fingerprint": index.fingerprint} for name, index in indices})
             run.finish()
 
         not_logged += tell_mlflow(run, close)

@@ -14,6 +14,7 @@ from jobs.recipes.load import load_recipe
 from jobs.recipes.records import Observer
 from jobs.recipes.run import run_recipe
 from jobs.recipes.stages import Stage, StageContext
+from jobs.recipes.tracking import RecipeTracker
 from padt.errors import UserError
 
 CALLS: list[str] = []
@@ -114,10 +115,28 @@ def test_mlflow_holds_what_was_run_and_what_it_left(recipe_file: str, tmp_path: 
     folder = str(tmp_path / "run" / "pretrain")
     assert found.data.params["pretrain.text"] == "b" and found.data.params["evaluate.model"] == folder
     assert not any("${" in value for value in found.data.params.values())
-    (child,) = client().search_runs([found.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    children = client().search_runs([found.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert sorted(each.info.run_name for each in children) == sorted(STAGES), "each stage has a run"
+    assert all(each.info.status == "FINISHED" for each in children)
+    assert set(found.data.tags) >= {"mlflow.source.git.commit", "padt.git.clean"}
+    (child,) = [each for each in children if each.data.tags["padt.stage"] == "evaluate"]
     assert child.data.params == {"model": folder}
     files = {each.path for each in client().list_artifacts(child.info.run_id)}
     assert files == {"metrics.json", "predictions.png"}
+
+
+def test_prepared_sets_are_inputs_of_their_stage(recipe_file: str, tmp_path: Path) -> None:
+    tracker = RecipeTracker("r", "padt", str(tmp_path / "run"), {"prepare": {"a": 1}})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "report.html").write_text("<p>")
+    facts = {"url": str(tmp_path / "set"), "fingerprint": "f" * 64}
+    tracker.performed("prepare", "prepare", str(tmp_path), {"sets": {"coco_train": facts}})
+    parent = client().get_run(tracker.open())
+    (child,) = client().search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    (entry,) = child.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("coco_train", "f" * 36)
+    assert json.loads(entry.dataset.source) == {"url": facts["url"]}
+    assert [each.path for each in client().list_artifacts(child.info.run_id)] == ["coco_train-report.html"]
 
 
 def test_other_parameters_are_another_mlflow_run(recipe_file: str) -> None:
