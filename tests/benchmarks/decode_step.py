@@ -70,7 +70,7 @@ def measure(
     plain, padt = twin_models(hidden, layers, device, dtype)
     found: dict[str, Ratio] = {}
     for batch in (1, 4):
-        inputs = {name: value.to(device) for name, value in prompt(padt.pretrained.config, GRID, WORDS, batch).items()}
+        inputs = {name: value.to(device) for name, value in prompt(padt.config, GRID, WORDS, batch).items()}
         found[f"step, batch {batch}"] = interleaved(step_of(plain, inputs), step_of(padt, inputs), rounds)
         if batch == 1 and generate:
             pair = generation_of(plain, inputs, 16), generation_of(padt, inputs, 16)

@@ -33,7 +33,7 @@ def main() -> int:
     worst = 0.0
     for hidden in arguments.hidden:
         plain, padt = twin_models(hidden, arguments.layers, arguments.device, getattr(torch, arguments.dtype))
-        inputs = prompt(padt.pretrained.config, GRID, WORDS, arguments.batch)
+        inputs = prompt(padt.config, GRID, WORDS, arguments.batch)
         inputs = {name: value.to(arguments.device) for name, value in inputs.items()}
         with torch.inference_mode():
             first = partial(plain, **inputs, use_cache=True, logits_to_keep=1)
