@@ -83,7 +83,6 @@ def test_classes_can_be_asked_for_in_several_prompts(data):
         and prompts == [ask("detect", names).prompt for names in (("a", "b"), ("c", "d"), ("e",))]
     )
     one = answers(data, names_per_prompt=1)[sample.id]
-    assert one["tokens"] > answers(data)[sample.id]["tokens"] > 0
     assert one["text"].count("\n") == len(data.index.class_names) - 1
 
 
