@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,8 +63,9 @@ def test_a_new_row_is_prepared_and_its_manifest_reads_back(listed: str, files: P
 def test_a_new_row_is_a_source_of_recipes(listed: str) -> None:
     from jobs.recipes.stages import build_stage
 
-    stage = build_stage("s", {"do": "prepare", "source": listed, "annotations": "l", "images": "i"}, "recipe.yaml")
-    assert stage.prepare_options("out") == PrepareOptions("l", "i", "out", source=listed)  # type: ignore[attr-defined]
+    one = {"source": listed, "annotations": "l", "images": "i"}
+    stage = build_stage("s", {"do": "prepare", "sets": {"one": one}}, "recipe.yaml")
+    assert stage.sets["one"].prepare_options("out") == PrepareOptions("l", "i", "out", source=listed)  # type: ignore[attr-defined]
 
 
 def test_a_new_row_is_a_verb(listed: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,14 +82,14 @@ def test_a_new_row_is_a_verb(listed: str, capsys: pytest.CaptureFixture[str]) ->
 
 def test_what_a_recipe_and_the_command_line_take_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     from jobs.cli.prepare import app
-    from jobs.recipes.stages import PrepareStage
+    from jobs.recipes.prepare_stage import PreparedSet
 
     offered: set[str] = set()
     for command in app.registered_commands:
         if command.name in SOURCES:
             offered |= set(command.callback.__annotations__)  # type: ignore[union-attr]
     # A recipe names its source and has its own folder; how many cores take part is no matter of what comes out.
-    assert offered - {"out", "overwrite", "num_cpus"} == set(PrepareStage.model_fields) - {"source"}
+    assert offered - {"out", "overwrite", "num_cpus"} == set(PreparedSet.model_fields) - {"source"}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,6 @@ def test_the_papers_road_can_be_written_as_a_recipe() -> None:
     from jobs.recipes.stages import build_stage
 
     entry = {
-        "do": "prepare",
         "source": "objects365",
         "annotations": "zhiyuan_objv2_train.json",
         "images": "train",
@@ -140,9 +141,13 @@ def test_the_papers_road_can_be_written_as_a_recipe() -> None:
         "against": ["${evaluation}/data:val"],
         "shard_mb": 128,
     }
-    options = build_stage("objects365", entry, "paper.yaml").prepare_options("out")  # type: ignore[attr-defined]
+
+    def stage(**changes: str) -> Any:
+        return build_stage("s", {"do": "prepare", "sets": {"one": {**entry, **changes}}}, "paper.yaml")
+
+    options = stage().sets["one"].prepare_options("out")
     assert options.policy.max_pixels == 1_003_520 and options.shard_bytes == 128 * 2**20 and options.drop_fakes
     with pytest.raises(UserError, match=r"paper\.yaml, stage s(.|\n)*did you mean objects365\?"):
-        build_stage("s", {**entry, "source": "object365"}, "paper.yaml")
-    with pytest.raises(UserError, match=r"Unknown key out in paper\.yaml"):
-        build_stage("s", {**entry, "out": "elsewhere"}, "paper.yaml")
+        stage(source="object365")
+    with pytest.raises(UserError, match=r"Unknown key sets\.one\.out in paper\.yaml"):
+        stage(out="elsewhere")
