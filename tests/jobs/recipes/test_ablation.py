@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import create_autospec
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from jobs.recipes.ablation.run import recipe_file, run_ablation
 from jobs.recipes.ablation.table import OPPOSITE, SAME, UNCLEAR, CellResult, build_table, to_json, to_markdown
 from jobs.recipes.load import load_recipe
 from jobs.recipes.stage import Stage, StageContext
+from jobs.recipes.tracking import RecipeTracker
 from padt.errors import UserError
 
 CALLS: list[str] = []
@@ -75,28 +77,18 @@ TREE: dict[str, Any] = {
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> str:
     monkeypatch.setattr(stages_module, "KINDS", {"make": MakeStage, "evaluate": LearnStage})
     monkeypatch.setattr(recipe_module, "ray_session", recipe_module.nullcontext)
-    monkeypatch.setattr(recipe_module, "RecipeTracker", _NoTracker)
+    monkeypatch.setattr(recipe_module, "RecipeTracker", _no_tracker())
     monkeypatch.setattr("jobs.recipes.ablation.run._to_mlflow", lambda ablation, table: "run")
     CALLS.clear()
     return _write(tmp_path, TREE)
 
 
-class _NoTracker:
+def _no_tracker() -> Any:
     """In place of MLflow, whose database takes seconds to make."""
-
-    run_id, uri = None, ""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def open(self) -> str:
-        return "run"
-
-    def evaluated(self, *_: Any) -> None:
-        pass
-
-    def close(self, *_: Any) -> None:
-        pass
+    tracker = create_autospec(RecipeTracker)
+    tracker.return_value.configure_mock(run_id=None, uri="")
+    tracker.return_value.open.return_value = "run"
+    return tracker
 
 
 def _write(folder: Path, tree: dict[str, Any]) -> str:
