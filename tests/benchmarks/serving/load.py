@@ -124,7 +124,7 @@ def fairness(world: World) -> None:
     """A short question while eight clients have long answers written, against the same kind of question alone."""
     alone, beside, longest = [], [], []
     talk = {"task": "chat", "prompt": LONG, "max_new_tokens": 512}
-    for number in range(world.rounds):
+    for number in range(world.rounds + 1):
         for found, count in ((alone, 0), (beside, 8)):
             world.seed += 1
             asked = [drawn(world.seed, each) for each in range(8)]
