@@ -16,13 +16,14 @@ from jobs.planning.memory import Memory, Workload, checkpoint_bytes, helpful_cha
 from jobs.planning.rates import Rate, fitting_rate
 from jobs.planning.sizes import ModelSizes, configuration_of, planned_model
 from jobs.training.config import TrainConfig
+from jobs.training.train import order_of_samples
 from padt.data.image import PATCH, ResizePolicy
 from padt.errors import UserError
 from padt.pretrained.config import PaDTConfig
 from pipelines.dataset.index import SetIndex, load_index
 from pipelines.dataset.manifest import MANIFEST_NAME
 from pipelines.io.storage import Folder
-from pipelines.loader.plan import Plan, make_plan
+from pipelines.loader.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -178,19 +179,7 @@ def _data_plan(config: TrainConfig, indices: Sequence[SetIndex]) -> Plan | None:
             return None
     first = indices[0].policy
     policy = first if config.max_pixels is None else ResizePolicy(first.factor, first.min_pixels, config.max_pixels)
-    return make_plan(
-        config.data.sets,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        micro_batches=config.micro_batches,
-        policy=policy,
-        window=config.data.window,
-        last=config.data.last,
-        batching=config.data.batching,
-        augment=config.data.augment,
-        measure=processor,
-        task=config.task,
-    )
+    return order_of_samples(config, policy, processor)
 
 
 def _steps(config: TrainConfig, plan: Plan | None) -> int | None:

@@ -104,7 +104,7 @@ def starting_point(output: str, *, with_ray: bool = True) -> str | None:
     """
     folder = Folder(posixpath.join(output, FOLDER))
     text = folder.read_text(SNAPSHOT)
-    steps = sorted((name for name in folder.names() if name.startswith("step-")), reverse=True)
+    steps = newest_first(folder)
     faults: dict[str, str] = {}
     if text is not None:
         try:
@@ -143,7 +143,7 @@ def starting_point(output: str, *, with_ray: bool = True) -> str | None:
 def written_with(output: str) -> EngineName | None:
     """Back end that wrote a run's newest checkpoint, or None where there is none: the run goes on with the same."""
     folder = Folder(posixpath.join(output, FOLDER))
-    for name in sorted((name for name in folder.names() if name.startswith("step-")), reverse=True):
+    for name in newest_first(folder):
         if text := folder.read_text(f"{name}/state.json"):
             try:
                 return json.loads(text)["engine"]
@@ -205,6 +205,11 @@ def load(engine: Engine, folder: Path) -> LoopState:
     return state
 
 
+def newest_first(folder: Folder) -> list[str]:
+    """Names of the checkpoints in a run's folder of them, whole or not."""
+    return sorted((name for name in folder.names() if name.startswith("step-")), reverse=True)
+
+
 def name_of(step: int) -> str:
     """Name of the folder of a step's checkpoint."""
     return f"step-{step:08d}"
@@ -221,8 +226,9 @@ def publish(output: Folder, part: Path, step: int, keep: int) -> None:
     """
     target = Folder(posixpath.join(output.url, FOLDER, name_of(step)))
     target.publish(lambda new: shutil.move(part, new), _listing_of(0))
-    for name in sorted(name for name in output.names(FOLDER) if name.startswith("step-"))[:-keep]:
-        output.remove(posixpath.join(FOLDER, name))
+    folder = Folder(posixpath.join(output.url, FOLDER))
+    for name in newest_first(folder)[keep:]:
+        folder.remove(name)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def is_checkpoint(reference: str) -> bool:
 
 
 def _is_root(folder: Folder) -> bool:
-    return any(name.startswith("step-") and folder.exists(f"{name}/state.json") for name in folder.names())
+    return any(folder.exists(f"{name}/state.json") for name in checkpoint.newest_first(folder))
 
 
 def save_checkpoint_model(reference: str, out: str | os.PathLike, max_shard_size: int | str = SHARD_SIZE) -> Path:
@@ -64,7 +64,7 @@ def save_checkpoint_model(reference: str, out: str | os.PathLike, max_shard_size
 
 def _newest(reference: str) -> str:
     folder = Folder(reference)
-    names = sorted((name for name in folder.names() if name.startswith("step-")), reverse=True)
+    names = checkpoint.newest_first(folder)
     whole = next((name for name in names if checkpoint.damage(folder, name) is None), None)
     if whole is None:
         raise UserError(f"{reference} holds no whole checkpoint.")

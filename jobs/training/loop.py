@@ -22,7 +22,7 @@ from jobs.training.engine.backend import Engine, StepOutcome
 from jobs.training.meter import Meter, added_over_ranks, batch_counts, mean_losses, shares, step_counts
 from jobs.training.metrics_log import QUARANTINED, Record
 from jobs.training.optimizer import learning_rate
-from jobs.training.workload import Workload, device_memory, utilisation
+from jobs.training.workload import WorkCounter, device_memory, utilisation
 from padt.data.collate import Batch
 from padt.errors import UserError
 from padt.model.losses import LossCounts
@@ -73,7 +73,7 @@ class Session:
         self.processor = processor
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.settings = job.config.loss
-        self.workload = Workload(engine.module, [index.name for index in job.plan.mixture.indices])
+        self.workload = WorkCounter(engine.module, [index.name for index in job.plan.mixture.indices])
         self.step = 0
         self.samples = 0
         self.quarantined: dict[str, str] = {}

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from jobs.common.mlflow_run import TrackedRun, check_server, start_run, tracking_uri
 from jobs.common.model_reference import fetched, is_remote, resolve_model
@@ -22,10 +23,14 @@ from jobs.training.launch import launch, launcher_of
 from jobs.training.loop import TrainJob
 from jobs.training.metrics_log import QUARANTINED, Record, RunLog
 from jobs.training.run_identity import RUN, RunIdentity
+from padt.data.image import ResizePolicy
 from padt.pretrained.hub import is_hub_id
 from pipelines.io.reading import is_local
 from pipelines.io.storage import Folder
 from pipelines.loader.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from padt.data.processor import PaDTProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +132,32 @@ def _model(reference: str, absolute: Callable[[str], str]) -> str:
     return reference if is_remote(reference) or is_hub_id(reference) else absolute(reference)
 
 
+def order_of_samples(config: TrainConfig, policy: ResizePolicy, measure: "PaDTProcessor | None") -> Plan:
+    """The plan that a configuration means.
+
+    Args:
+        config: the resolved configuration.
+        policy: how pictures are resized.
+        measure: counts tokens; only ``data.batching`` needs it.
+
+    Raises:
+        UserError: a set is missing or does not fit.
+    """
+    return make_plan(
+        config.data.sets,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        micro_batches=config.micro_batches,
+        policy=policy,
+        window=config.data.window,
+        last=config.data.last,
+        batching=config.data.batching,
+        augment=config.data.augment,
+        measure=measure,
+        task=config.task,
+    )
+
+
 def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
     """Plan, optimiser steps and prototype warm-up steps of a configuration; reads only small columns of the data.
 
@@ -139,19 +170,7 @@ def prepare_job(config: TrainConfig) -> tuple[Plan, int, int]:
     model = fetched(config.model)
     check_parameter_names(config.model_copy(update={"model": model}))
     processor = load_processor(model, max_pixels=config.max_pixels)
-    plan = make_plan(
-        config.data.sets,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        micro_batches=config.micro_batches,
-        policy=processor.policy,
-        window=config.data.window,
-        last=config.data.last,
-        batching=config.data.batching,
-        augment=config.data.augment,
-        measure=processor,
-        task=config.task,
-    )
+    plan = order_of_samples(config, processor.policy, processor)
     for (name, task), (lost, count) in plan.skipped().items():
         logger.warning(
             "%s: %d of %d samples of task %s are longer than data.batching allows and are left out",

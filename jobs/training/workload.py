@@ -14,7 +14,7 @@ from padt.model.trainable import PARTS, is_adapter
 GIB = 2**30
 
 
-class Workload:
+class WorkCounter:
     """Counts the operations and kinds of samples of a run's batches.
 
     Operations are those of forward and backward that the samples need, by what is trained (``padt.model.flops``):
